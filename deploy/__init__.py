@@ -1,0 +1,1 @@
+"""How people run MMBM: the `mmbm` command."""

@@ -1,0 +1,1 @@
+"""The `mmbm` command: one file a subcommand."""

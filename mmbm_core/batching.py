@@ -1,0 +1,78 @@
+"""Cut items into batches by cost, not by rows, and run them through an encoder.
+
+Shapes: `N` items, `D` width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mmbm_core.encoders.base import Encoder, Item
+from mmbm_core.sample import Modality
+
+
+def cut_batches(costs: Sequence[int], *, budget: int, equal_lengths: bool = False) -> list[list[int]]:
+    """Indices of `costs` grouped so that count x longest <= budget; longest batch first.
+
+    An item over the budget is a batch of its own. With `equal_lengths` only equal costs share a batch.
+    """
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    batches: list[list[int]] = []
+    for i in order:
+        longest = costs[batches[-1][0]] if batches else 0
+        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget
+        if fits and (not equal_lengths or costs[i] == longest):
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+class BatchEncoder:
+    """Runs an encoder over items within a cost budget that shrinks when the device runs out of memory.
+
+    Args:
+        budget: cost per batch by modality; None takes the encoder's own.
+    """
+
+    def __init__(self, encoder: Encoder, *, budget: dict[Modality, int] | None = None) -> None:
+        self.encoder = encoder
+        self.budget = {m: encoder.budget(m) for m in encoder.modalities} | (budget or {})
+
+    def __call__(self, modality: Modality, items: Sequence[Item]) -> np.ndarray:
+        """Encode to float32 (N, D), in the order of `items`.
+
+        Raises:
+            torch.OutOfMemoryError: a single item does not fit on the device.
+        """
+        vectors = np.empty((len(items), self.encoder.width), dtype=np.float32)
+        todo = self._cut(modality, items, range(len(items)))
+        while todo:
+            batch = todo.pop(0)
+            try:
+                vectors[batch] = self._encode(modality, [items[i] for i in batch])
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self._shrink(modality, [items[i] for i in batch])
+                rest = [i for each in ([batch, *todo]) for i in each]
+                todo = self._cut(modality, items, rest)
+        return vectors
+
+    def _cut(self, modality: Modality, items: Sequence[Item], which: Sequence[int]) -> list[list[int]]:
+        costs = [items[i].cost for i in which]
+        batches = cut_batches(costs, budget=self.budget[modality], equal_lengths=self.encoder.equal_lengths)
+        return [[which[i] for i in batch] for batch in batches]
+
+    @torch.inference_mode()
+    def _encode(self, modality: Modality, items: Sequence[Item]) -> np.ndarray:
+        output = self.encoder(modality, self.encoder.collate(modality, items))
+        return output.vector.float().cpu().numpy()
+
+    def _shrink(self, modality: Modality, batch: Sequence[Item]) -> None:
+        """Halve from what was really tried, so that a budget far above any batch still helps at the first attempt."""
+        tried = len(batch) * max(item.cost for item in batch)
+        self.budget[modality] = max(1, min(self.budget[modality], tried) // 2)
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()

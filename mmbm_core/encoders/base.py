@@ -1,0 +1,129 @@
+"""What every encoder offers: prepare values one by one, encode prepared items in batches.
+
+Shapes: `B` batch, `T` tokens, `D` width.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmbm_core.errors import MediaError, UsageError
+from mmbm_core.media import DEFAULT_LIMITS, Limits
+from mmbm_core.sample import Modality
+
+Precision = Literal["exact", "fast"]
+
+
+@dataclass(slots=True)
+class Item:
+    """One value ready for the model."""
+
+    data: Any
+    """What the encoder's `collate` takes: token ids, a uint8 image (3, H, W), a waveform (S,)."""
+    cost: int
+    """Tokens, pixels or samples: what a batch budget counts."""
+    cut: bool = False
+    """True where the value was longer than the model takes."""
+
+
+class EncoderOutput(NamedTuple):
+    """What a model says of a batch."""
+
+    tokens: Tensor
+    """(B, T, D_tokens): one vector per token, patch or frame."""
+    mask: Tensor
+    """(B, T) bool: True where `tokens` holds a real token."""
+    vector: Tensor
+    """(B, D): one vector per value."""
+
+
+class Encoder(nn.Module, ABC):
+    """A model for one or several modalities. Built in float32; `accelerate` turns on the fast kernels."""
+
+    modalities: tuple[Modality, ...]
+    shared_space: bool = False
+    """True where the vectors of all its modalities may be compared (CLIP, CLAP)."""
+    equal_lengths: bool = False
+    """True where padding would change a result, so that only items of equal cost share a batch."""
+    fast: bool = False
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """D: length of one vector."""
+
+    @abstractmethod
+    def budget(self, modality: Modality) -> int:
+        """Cost (tokens, pixels, samples; padding counted) of a batch that uses the device well."""
+
+    @abstractmethod
+    def prepare(
+        self, modality: Modality, values: Sequence[Any], *, limits: Limits = DEFAULT_LIMITS
+    ) -> list[Item | MediaError]:
+        """Turn strings or encoded bytes into items, in order; a value that can't be used gives its error."""
+
+    @abstractmethod
+    def forward(self, modality: Modality, batch: Any) -> EncoderOutput:
+        """Run the model on what `collate` returned."""
+
+    @abstractmethod
+    def collate(self, modality: Modality, items: Sequence[Item]) -> Any:
+        """Stack items to tensors on this encoder's device."""
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """Everything beside the weights that shapes a vector: sizes, pooling, prompts. Part of the fingerprint."""
+
+    def accelerate(self) -> str:
+        """Turn on what the hardware gains from; returns the name of the kernels (part of the build fingerprint)."""
+        self.fast = True
+        return "fp32"
+
+    def to_fast_dtype(self, *parts: nn.Module) -> str:
+        """Move `parts` (all where none is given) to `fast_dtype`; returns its name, `fp32` where there is none."""
+        dtype = fast_dtype(self.device)
+        if dtype is None:
+            return "fp32"
+        for part in parts or (self,):
+            part.to(dtype)
+        return str(dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def space_fingerprint(self) -> str:
+        """Hash of weights, preprocessing, pooling and prompts: vectors are comparable only within one.
+
+        Call before `accelerate`, which changes the weights' type but not their space.
+        """
+        digest = hashlib.sha256(json.dumps(self.preprocessing(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The half-precision type that `device` computes faster than float32, or None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    features = torch.cpu.get_capabilities()
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else None
+
+
+def check_options(options: dict[str, Any], *allowed: str) -> None:
+    """Refuse options an encoder does not know, naming the ones it does."""
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise UsageError(f"unknown model option {', '.join(unknown)}; allowed here: {', '.join(allowed) or 'none'}")

@@ -1,0 +1,160 @@
+"""Find a checkpoint by name and see which kind of encoder it is."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmbm_core.errors import UsageError
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors")
+"""What is fetched of a Hugging Face repository: no pickles, no code."""
+
+_UNUSED = {"pooler", "pooling_layer", "masked_spec_embed", "mask_token", "decoder", "lm_head"}
+"""Parts that many checkpoints lack and that no vector needs."""
+
+
+def locate(name: str, *, presets: tuple[str, ...]) -> str:
+    """Folder of the checkpoint: `name` itself where it is a folder, else fetched from the Hugging Face Hub.
+
+    Raises:
+        UsageError: not a checkpoint folder and not reachable on the Hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"model folder {name} has no config.json: give the folder of a transformers checkpoint")
+        return str(folder)
+    if folder.is_absolute() or name.startswith("."):
+        raise UsageError(f"no such model folder: {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return snapshot_download(name, allow_patterns=list(_FILES))
+    except HFValidationError as error:
+        raise UsageError(_unknown(name, presets, "it is no valid Hugging Face id")) from error
+    except Exception as error:  # the Hub's client raises many kinds; for the user it is one: not reachable
+        raise UsageError(_unknown(name, presets, f"{type(error).__name__} from the Hugging Face Hub")) from error
+
+
+def kind_of(folder: str) -> str:
+    """`text`, `vision`, `speech`, `clip` or `clap`, from the checkpoint's config.
+
+    Raises:
+        UsageError: a model type that transformers does not know.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
+    if model_type in ("clip", "siglip", "siglip2"):
+        return "clip"
+    if model_type == "clap":
+        return "clap"
+    if model_type in auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES or model_type == "whisper":
+        return "speech"
+    images = {*auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *auto.MODEL_FOR_IMAGE_MAPPING_NAMES}
+    if model_type in images or str(model_type).endswith("_vision_model"):
+        return "vision"
+    if model_type in auto.MODEL_MAPPING_NAMES:
+        return "text"
+    raise UsageError(f"model type {model_type!r} of {folder} is not supported: no text, image, audio or joint encoder")
+
+
+def load_model(folder: str, *, loader: Any = None) -> tuple[Any, set[str]]:
+    """The model of a checkpoint folder in float32, and the names of its weights that the checkpoint lacks.
+
+    Lacking weights that no vector needs (poolers, mask tokens, decoders) are zero instead of random, so that two
+    loads have one fingerprint.
+
+    Args:
+        loader: a transformers model class; None takes AutoModel.
+
+    Raises:
+        UsageError: no model.safetensors, or it lacks weights that are needed.
+    """
+    import torch
+    from transformers import AutoModel
+
+    try:
+        with _quiet():
+            model, report = (loader or AutoModel).from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except OSError as error:
+        raise UsageError(f"model folder {folder} can't be loaded: {error}") from error
+    missing = set(report["missing_keys"])
+    needed = sorted(name for name in missing if not _UNUSED & set(name.split(".")))
+    if needed or report["mismatched_keys"]:
+        wrong = needed + sorted(str(key) for key in report["mismatched_keys"])
+        raise UsageError(f"the weights of {folder} do not fit its config.json: {', '.join(wrong[:5])} ({len(wrong)})")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in missing:
+                parameter.zero_()
+    return model, missing
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        UsageError: no tokenizer files.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(_lacks(folder, "tokenizer.json and tokenizer_config.json")) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where files are missing
+        raise UsageError(_lacks(folder, "tokenizer.json and tokenizer_config.json"))
+    return tokenizer
+
+
+def load_preprocessor(folder: str, *, loader: Any) -> Any:
+    """The image processor or feature extractor of a checkpoint folder.
+
+    Args:
+        loader: AutoImageProcessor or AutoFeatureExtractor of transformers.
+
+    Raises:
+        UsageError: no preprocessor file.
+    """
+    try:
+        return loader.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(_lacks(folder, "preprocessor_config.json")) from error
+
+
+def settings(preprocessor: Any) -> dict[str, Any]:
+    """What a feature extractor does, without the names that only say where it came from."""
+    return {k: v for k, v in preprocessor.to_dict().items() if not k.startswith("_") and k != "processor_class"}
+
+
+def _lacks(folder: str, files: str) -> str:
+    return f"model folder {folder} lacks {files}: copy them from where the checkpoint came from"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and tables on standard error."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _unknown(name: str, presets: tuple[str, ...], why: str) -> str:
+    return (
+        f"unknown model {name!r} ({why}). Allowed: a preset ({', '.join(presets)}), a checkpoint folder, or a Hugging "
+        f"Face id. Offline: run `hf download {name} --local-dir DIR` where there is a network and give DIR"
+    )

@@ -1,0 +1,206 @@
+"""Convolutional image encoders: torchvision architectures, and EfficientNet-Lite0 with its packaged weights.
+
+Shapes: `B` batch, `H` rows, `W` columns, `D` width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
+from mmbm_core.encoders.pixels import PixelSteps, stack
+from mmbm_core.errors import MediaError, UsageError
+from mmbm_core.media import DEFAULT_LIMITS, Limits
+from mmbm_core.sample import Modality
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class CnnEncoder(Encoder):
+    """Feature maps -> tokens (B, H x W, D); their mean -> vector (B, D).
+
+    Args:
+        features: uint8-derived float (B, 3, H, W) -> (B, D, h, w).
+        classifier: (B, D) -> (B, L) logits of `labels`, where the weights come with one.
+    """
+
+    modalities = ("image",)
+
+    def __init__(
+        self,
+        features: nn.Module,
+        *,
+        width: int,
+        steps: PixelSteps,
+        classifier: nn.Module | None = None,
+        labels: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.features = features.eval()
+        self.classifier = classifier
+        self.labels = tuple(labels)
+        self.steps = steps
+        self._width = width
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def budget(self, modality: Modality) -> int:
+        return (8 if self.device.type == "cpu" else 256) * 224 * 224
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"kind": "cnn", **self.steps.model_dump()}
+
+    def accelerate(self) -> str:
+        self.fast = True
+        fold_batch_norms(self.features)
+        self.features.to(memory_format=torch.channels_last)
+        return f"{self.to_fast_dtype()}-folded+scaled-jpeg"
+
+    def prepare(
+        self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS
+    ) -> list[Item | MediaError]:
+        return self.steps.prepare(values, limits=limits, scaled_decode=self.fast)
+
+    def collate(self, modality: Modality, items: Sequence[Item]) -> Tensor:
+        return stack(items, self.device)
+
+    def forward(self, modality: Modality, batch: Tensor) -> EncoderOutput:
+        pixels = self.steps.normalise(batch, self.dtype)
+        if self.fast:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        maps = self.features(pixels)
+        tokens = maps.flatten(2).transpose(1, 2)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return EncoderOutput(tokens, mask, tokens.mean(1, dtype=torch.float32))
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """(B, D) -> (B, L) logits over `labels`.
+
+        Raises:
+            UsageError: the weights came without a classifier.
+        """
+        if self.classifier is None:
+            raise UsageError("this encoder has no classifier; efficientnet-lite0 has one")
+        return self.classifier(vectors.to(self.dtype)).float()
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Replace each convolution that a BatchNorm follows by one convolution, in place (Jacob et al., 1712.05877, 3.2)."""
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous is not None:
+            fused = torch.nn.utils.fusion.fuse_conv_bn_eval(previous[1], child)
+            setattr(module, previous[0], fused)
+            setattr(module, name, nn.Identity())
+        fold_batch_norms(child)
+        previous = (name, child) if isinstance(child, nn.Conv2d) else None
+
+
+class _Block(nn.Module):
+    """Inverted residual: expand, depthwise, project (Tan and Le, 1905.11946; Lite: ReLU6, no squeeze-excite)."""
+
+    def __init__(self, width_in: int, width_out: int, *, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        width = width_in * expand
+        self.expand = _conv_bn(width_in, width, act=True) if expand > 1 else nn.Identity()
+        self.depthwise = _conv_bn(width, width, kernel=kernel, stride=stride, groups=width, act=True)
+        self.project = _conv_bn(width, width_out)
+        self.residual = stride == 1 and width_in == width_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+def _conv_bn(
+    width_in: int, width_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = False
+) -> nn.Sequential:
+    """Convolution padded as TensorFlow's SAME on even inputs (one more row at the bottom and right where it strides)."""
+    low = (kernel - stride) // 2 if stride > 1 else kernel // 2
+    high = kernel - stride - low if stride > 1 else kernel // 2
+    pad: list[nn.Module] = [] if low == high else [nn.ZeroPad2d((low, high, low, high))]
+    conv = nn.Conv2d(width_in, width_out, kernel, stride, 0 if pad else low, groups=groups, bias=False)
+    return nn.Sequential(*pad, conv, nn.BatchNorm2d(width_out, eps=1e-3), *([nn.ReLU6()] if act else []))
+
+
+_LITE0_STAGES = (  # repeats, kernel, stride, expansion, width out (EfficientNet-Lite0)
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+def efficientnet_lite0(weights: dict[str, Tensor]) -> CnnEncoder:
+    """EfficientNet-Lite0 (1280 wide) from a state dict in the names of the lukemelas port."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    width, blocks = 32, []
+    for repeats, kernel, stride, expand, width_out in _LITE0_STAGES:
+        for i in range(repeats):
+            blocks.append(_Block(width, width_out, kernel=kernel, stride=stride if i == 0 else 1, expand=expand))
+            width = width_out
+    features = nn.Sequential(_conv_bn(3, 32, kernel=3, stride=2, act=True), *blocks, _conv_bn(width, 1280, act=True))
+    classifier = nn.Linear(1280, 1000)
+    features.load_state_dict(_rename_lite0(features, weights))
+    classifier.load_state_dict({"weight": weights["_fc.weight"], "bias": weights["_fc.bias"]})
+    half = (127 / 255,) * 3
+    steps = PixelSteps(size=(224, 224), mean=half, std=(128 / 255,) * 3, resample=3)
+    return CnnEncoder(features, width=1280, steps=steps, classifier=classifier, labels=_IMAGENET_CATEGORIES)
+
+
+def _rename_lite0(features: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both networks list convolutions and norms in the order of computation; only their names differ."""
+    source = [v for k, v in weights.items() if not k.startswith("_fc.")]
+    names = list(features.state_dict())
+    if len(source) != len(names):
+        raise UsageError(f"EfficientNet-Lite0 weights hold {len(source)} tensors, {len(names)} are needed")
+    return dict(zip(names, source, strict=True))
+
+
+def build_torchvision(name: str, *, weights_path: str | None = None) -> CnnEncoder:
+    """A torchvision architecture with the weights of a safetensors file.
+
+    Args:
+        name: as torchvision names it, such as `resnet50`.
+        weights_path: file of the architecture's own state dict; its preprocessing is torchvision's default for it.
+
+    Raises:
+        UsageError: no weights were given (torchvision would fetch pickles), or the architecture has no CNN trunk.
+    """
+    from safetensors.torch import load_file
+    from torchvision.models import get_model, get_model_weights
+
+    if weights_path is None:
+        raise UsageError(f"torchvision:{name} needs weights: write torchvision:{name}@FILE.safetensors")
+    model = get_model(name, weights=None)
+    model.load_state_dict(load_file(weights_path))
+    transforms = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    steps = PixelSteps(
+        shortest_edge=transforms.resize_size[0],
+        crop=(transforms.crop_size[0],) * 2,
+        crop_rounds=True,
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        resample={"bilinear": 2, "bicubic": 3}[transforms.interpolation.value],
+    )
+    features = _trunk(name, model)
+    with torch.inference_mode():
+        width = features(torch.zeros(1, 3, *steps.crop)).shape[1]  # type: ignore[misc]
+    return CnnEncoder(features, width=width, steps=steps)
+
+
+def _trunk(name: str, model: nn.Module) -> nn.Module:
+    """The layers before global pooling."""
+    if hasattr(model, "features"):
+        return model.features  # type: ignore[return-value]
+    if hasattr(model, "layer4"):
+        return nn.Sequential(*[m for n, m in model.named_children() if n not in ("avgpool", "fc")])
+    raise UsageError(f"torchvision:{name} has no convolutional trunk; use a resnet, efficientnet, convnext, mobilenet, ...")

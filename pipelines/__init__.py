@@ -1,0 +1,1 @@
+"""Whole flows on Ray Data: synthesize and embed."""

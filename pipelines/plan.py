@@ -1,0 +1,129 @@
+"""The plan of an embed run as a Ray Data source: work units, listed lazily, those that are finished left out."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from workers.output import Entry, part_name, unit_key
+from workers.readers.base import Source, Unit, UnreadableSource
+from workers.readers.discover import InputSet
+from workers.spec import RunSpec
+from workers.storage import Storage
+from workers.unit import encode_task
+
+_REUSED_PARTS = 16
+"""Parts whose vectors a changed unit looks through: those of its source that begin nearest to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One unit as the plan knows it."""
+
+    storage: Storage
+    unit: Unit
+    key: str
+    part: str
+    broken: str = ""
+    """Why the source as a whole can't be read."""
+
+
+def list_tasks(inputs: InputSet, spec: RunSpec) -> Iterator[Task]:
+    """Every unit of the input, in order; nothing is held."""
+    settings = spec.settings
+    for storage, source in inputs.sources():
+        try:
+            for unit in inputs.reader.units(storage, source, spec.unit_size):
+                key = unit_key(unit, settings)
+                yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key))
+        except (UnreadableSource, OSError) as error:
+            unit = _whole(source)
+            key = unit_key(unit, settings)
+            yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key), broken=str(error))
+
+
+class PlanSource(Datasource):
+    """Streams the units that are to be done, one block each, from a task that lists the input.
+
+    Args:
+        finished: entries of committed parts by name, as the run found them.
+        retry_errors: take units with quarantined rows up again.
+    """
+
+    def __init__(
+        self, inputs: InputSet, spec: RunSpec, *, finished: dict[str, Entry], retry_errors: bool
+    ) -> None:
+        super().__init__()
+        self._inputs, self._spec = inputs, spec
+        self._finished = ray.put(finished)
+        self._retry_errors = retry_errors
+
+    def get_name(self) -> str:
+        return "Plan"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        inputs, spec, finished, retry = self._inputs, self._spec, self._finished, self._retry_errors
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(lambda: _blocks(inputs, spec, ray.get(finished), retry), metadata)]
+
+
+def plan_path(spec: RunSpec) -> str:
+    """File the planner leaves when it has listed everything: totals, and the parts the output will consist of."""
+    return f"{spec.output.staging()}/plan.json"
+
+
+def _blocks(inputs: InputSet, spec: RunSpec, finished: dict[str, Entry], retry: bool) -> Iterator[pa.Table]:
+    by_source = _by_source(finished, spec)
+    parts: list[str] = []
+    todo_bytes = units = 0
+    for task in list_tasks(inputs, spec):
+        parts.append(task.part)
+        entry = finished.get(task.part)
+        if entry is not None and not (retry and entry["quarantine_lines"]):
+            continue
+        units += 1
+        todo_bytes += task.unit.size_bytes
+        reuse = _nearest(by_source.get(task.storage.uri(task.unit.source.path), []), task.unit.start)
+        facts = {"key": task.key, "part": task.part, "broken": task.broken, "reuse": reuse}
+        yield pa.table({"task": pa.array([encode_task(task.storage, task.unit, facts)], pa.binary())})
+    plan = {"parts": parts, "todo_units": units, "todo_bytes": todo_bytes, "ignored": inputs.ignored}
+    spec.output.storage.write_bytes(plan_path(spec), json.dumps(plan).encode())
+    if not units:
+        yield pa.table({"task": pa.array([], pa.binary())})
+
+
+def _by_source(finished: dict[str, Entry], spec: RunSpec) -> dict[str, list[tuple[int, str]]]:
+    """Parts of the same build and columns, by source: their vectors may be taken over."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for part, entry in finished.items():
+        if entry["build"] == spec.model.build:
+            found.setdefault(entry["source"], []).append((entry["range"][0], part))
+    return found
+
+
+def _nearest(parts: list[tuple[int, str]], start: int) -> list[str]:
+    return [part for _, part in sorted(parts, key=lambda p: abs(p[0] - start))[:_REUSED_PARTS]]
+
+
+def _whole(source: Source) -> Unit:
+    return Unit(source=source, start=0, stop=max(source.size_bytes, 1), rows=None, size_bytes=source.size_bytes)
+
+
+def read_plan(spec: RunSpec) -> dict[str, Any] | None:
+    """What the planner left, once it has listed everything."""
+    path = plan_path(spec)
+    storage = spec.output.storage
+    if storage.is_local:
+        return json.loads(open(path, "rb").read()) if os.path.exists(path) else None
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None

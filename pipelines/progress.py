@@ -1,0 +1,51 @@
+"""Progress on stderr: one line that rewrites itself on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+
+_LINE_EVERY_S = 5.0
+
+
+class Progress:
+    """Counts rows and, once the whole is known, says when it ends.
+
+    Args:
+        what: the verb in front of the figures.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def update(self, *, rows: int, fraction: float | None = None, note: str = "", force: bool = False) -> None:
+        """Show `rows` done; `fraction` of the work, where known, gives the time that is left."""
+        now = time.monotonic()
+        if not force and now - self._shown < (0.5 if self._terminal else _LINE_EVERY_S):
+            return
+        self._shown = now
+        seconds = now - self._started
+        line = f"{self._what}: {rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s"
+        if fraction:
+            line += f", {min(fraction, 1):.0%}, about {_duration(seconds * (1 / fraction - 1))} left"
+        line += f" {note}" if note else ""
+        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self._terminal and self._shown:
+            sys.stderr.write("\n")
+
+
+def say(message: str) -> None:
+    """One line to the user; stdout stays for the result."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    hours, minutes = seconds // 3600, seconds % 3600 // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"

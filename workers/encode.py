@@ -1,0 +1,46 @@
+"""The encode worker: a table of rows in, their vectors out. Runs in Ray actors, or in a user's own `ds.map_batches`.
+
+    ds.map_batches(EncodeWorker, fn_constructor_kwargs={"model": "minilm"}, batch_format="pyarrow", concurrency=2)
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from mmbm_core.bundle import DEFAULT_MODEL, Bundle, load_bundle
+from mmbm_core.errors import RunError
+
+
+class EncodeWorker:
+    """Loads a model once; each call adds vector columns, `modalities` and `error` to a batch.
+
+    Columns named `text`, `image` and `audio` are embedded, as `Bundle.embed` does. A row that can't be used keeps its
+    place, with null vectors and its `error`.
+
+    Args:
+        model: names joined by commas; see `load_bundle`, which takes `options` too.
+        device: `cpu` or `cuda`.
+        threads: torch threads of this worker.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, *, device: str = "cpu", threads: int = 1, **options: Any) -> None:
+        self.bundle = load_worker_bundle(model, device=device, threads=threads, **options)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        embedded = self.bundle.embed(batch)
+        for name in embedded.column_names:
+            batch = batch.append_column(embedded.schema.field(name), embedded[name])
+        return batch
+
+
+def load_worker_bundle(model: str, *, device: str, threads: int, **options: Any) -> Bundle:
+    """`load_bundle` inside a worker: its share of the machine, its GPU.
+
+    Raises:
+        RunError: Ray assigned a GPU that torch can't see.
+    """
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("Ray assigned a GPU to this worker, but torch sees none here; use --set device=cpu")
+    return load_bundle(model, device=device, prepare_threads=threads, **options)

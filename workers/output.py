@@ -1,0 +1,194 @@
+"""The output folder of an embed run: part files, what stands beside them, and the ledger.
+
+    part-*.parquet            the rows, one file a work unit; its presence is the unit's commit
+    _quarantine/ _dropped/    rows that could not be used; modalities left out of rows that were kept
+    _hashes/                  content hash of each row of a part, for reuse of its vectors
+    _ledger/                  copies of the parts' ledger entries, so that a restart need not open the parts
+    _run.json                 settings, versions, fingerprints and figures of the whole output
+    _staging/TOKEN/           files of a run that are not committed yet
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmbm_core.errors import RunError
+from mmbm_core.sample import EMBEDDING
+from workers.lock import owns_lock
+from workers.readers.base import Unit
+from workers.storage import Storage
+
+ENTRY_KEY = b"mmbm.unit"
+SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
+_SEGMENT_ENTRIES = 64
+
+Entry = dict[str, Any]
+"""What the ledger knows of a unit: its key, source, range, counts and timings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """An output folder. Can be sent to workers."""
+
+    storage: Storage
+    folder: str
+    token: str = ""
+    """Of the run that writes."""
+
+    def path(self, *names: str) -> str:
+        return "/".join([self.folder.rstrip("/"), *names])
+
+    def staging(self) -> str:
+        return self.path("_staging", self.token)
+
+    def begin(self) -> None:
+        """Take the folder over: late writers of earlier runs lose their staging folder, and with it their commits."""
+        self.storage.delete_dir(self.path("_staging"))
+        for name in (*SIDE_FOLDERS, "_ledger", f"_staging/{self.token}"):
+            self.storage.makedirs(self.path(name))
+
+    def clear(self) -> None:
+        """Delete everything an earlier run left, the lock excepted."""
+        for name in list(self.parts()):
+            self.storage.delete(self.path(name))
+        for name in (*SIDE_FOLDERS, "_ledger", "_staging"):
+            self.storage.delete_dir(self.path(name))
+        self.storage.delete(self.path("_run.json"))
+
+    def parts(self) -> Iterator[str]:
+        """Names of the committed parts."""
+        for entry in self.storage.list(self.folder, recursive=False):
+            if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
+                yield entry.name
+
+    def commit(self, name: str, table: pa.Table, entry: Entry, side: dict[str, pa.Table]) -> None:
+        """Write a unit: what stands beside it first, its part last. The same unit again replaces itself.
+
+        Raises:
+            RunError: this run is over, another has taken the output.
+        """
+        if self.storage.exists(self.path(name)):
+            self.storage.delete(self.path(name))  # first: a part must never stand beside another attempt's quarantine
+        for folder in SIDE_FOLDERS:
+            if folder in side and side[folder].num_rows:
+                self._put(f"{folder}/{name}", side[folder])
+            else:
+                self.storage.delete(self.path(folder, name))
+        self._put(name, table.replace_schema_metadata({ENTRY_KEY: json.dumps(entry)}))
+
+    def _put(self, name: str, table: pa.Table) -> None:
+        vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]
+        plain = [f.name for f in table.schema if f.name not in vectors]
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            table,
+            sink,
+            compression={**{f"{v}.list.element": "NONE" for v in vectors}, **{p: "ZSTD" for p in plain}},
+            use_dictionary=plain or False,
+            write_statistics=plain or False,
+            row_group_size=65536,
+        )
+        data = sink.getvalue()
+        if not self.storage.is_local:
+            if not owns_lock(self.storage, self.folder, self.token):
+                raise RunError("another run has taken this OUTPUT over; this one commits nothing more")
+            self.storage.write_bytes(self.path(name), data)
+            return
+        staged = os.path.join(self.staging(), name.replace("/", "-"))
+        try:
+            with open(staged, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staged, self.path(name))
+        except FileNotFoundError as error:
+            raise RunError("another run has taken this OUTPUT over; this one commits nothing more") from error
+
+    def entry_of(self, name: str) -> Entry:
+        """The ledger entry in a part's footer."""
+        with self.storage.open_input(self.path(name)) as file:
+            metadata = pq.read_metadata(file).metadata or {}
+        return json.loads(metadata[ENTRY_KEY])  # type: ignore[no-any-return]
+
+    def entries(self) -> dict[str, Entry]:
+        """Entries of all committed parts by name: from the ledger, from the part where the ledger missed it."""
+        known: dict[str, Entry] = {}
+        for segment in self.storage.list(self.path("_ledger"), recursive=False):
+            for line in self.storage.read_bytes(segment.path).splitlines():
+                if line.strip():
+                    entry = json.loads(line)
+                    known[entry["part"]] = entry
+        return {name: known.get(name) or self.entry_of(name) for name in self.parts()}
+
+    def retire(self, names: set[str]) -> None:
+        """Delete parts that mirror no source any more, and side files without a part."""
+        for name in sorted(names):
+            self.storage.delete(self.path(name))
+        kept = set(self.parts())
+        for folder in SIDE_FOLDERS:
+            for entry in list(self.storage.list(self.path(folder), recursive=False)):
+                if entry.name not in kept:
+                    self.storage.delete(entry.path)
+        self.storage.delete_dir(self.path("_staging"))
+
+    def read_run(self) -> dict[str, Any] | None:
+        path = self.path("_run.json")
+        return json.loads(self.storage.read_bytes(path)) if self.storage.exists(path) else None
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        self.storage.write_bytes(self.path("_run.json"), json.dumps(run, indent=2).encode())
+
+
+@dataclass
+class LedgerWriter:
+    """Gathers entries and writes them as segments of the ledger; a lost segment costs only reading some footers."""
+
+    output: Output
+    pending: list[Entry] = field(default_factory=list)
+    segments: int = 0
+
+    def add(self, entry: Entry) -> None:
+        self.pending.append(entry)
+        if len(self.pending) >= _SEGMENT_ENTRIES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.pending:
+            data = b"".join(json.dumps(entry).encode() + b"\n" for entry in self.pending)
+            self.output.storage.write_bytes(
+                self.output.path("_ledger", f"{self.output.token}-{self.segments:06d}.jsonl"), data
+            )
+            self.pending, self.segments = [], self.segments + 1
+
+    def replace_all(self, entries: dict[str, Entry]) -> None:
+        """Write the whole ledger as one segment and drop the others."""
+        old = [e.path for e in self.output.storage.list(self.output.path("_ledger"), recursive=False)]
+        self.pending = list(entries.values())
+        self.flush()
+        for path in old:
+            self.output.storage.delete(path)
+
+
+def unit_key(unit: Unit, settings: str) -> str:
+    """Names a unit by path, size, version, range and the run's settings: equal keys hold equal rows."""
+    source = unit.source
+    facts = [source.path, source.size_bytes, source.version, unit.start, unit.stop, settings]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
+
+
+def part_name(unit: Unit, key: str) -> str:
+    """File name of a unit's part: source, start and key, so that parts sort in the order of the input."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", unit.source.relative or "rows").strip("-")[-60:]
+    return f"part-{stem}-{unit.start:012d}-{key}.parquet"
+
+
+def vector_columns(schema: pa.Schema) -> list[str]:
+    """Names of the vector columns of an output."""
+    return [f.name for f in schema if f.name.endswith(EMBEDDING) and pa.types.is_fixed_size_list(f.type)]

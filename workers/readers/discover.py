@@ -1,0 +1,96 @@
+"""INPUT... -> the sources to read, listed lazily and in the same order every time."""
+
+import posixpath
+from collections.abc import Iterator
+
+from mmbm_core.errors import UsageError
+from workers.readers import get_reader
+from workers.readers.base import Reader, Source
+from workers.readers.detect import Detected, detect, first_entries, matches
+from workers.readers.lance import dataset_source
+from workers.readers.media_folder import folder_source
+from workers.readers.places import Place, open_places
+from workers.storage import Entry, Storage
+
+
+class InputSet:
+    """All sources of one format below some inputs. Can be sent to a Ray task, which then lists them itself."""
+
+    def __init__(self, places: list[Place], detected: Detected) -> None:
+        self.format = detected.format
+        self._places = places
+        self._endings = detected.endings | frozenset(self.reader.extensions)
+        self._root = _root(places)
+        self._ignored: int | None = None
+
+    @property
+    def reader(self) -> Reader:
+        return get_reader(self.format)
+
+    @property
+    def folders(self) -> list[str]:
+        """Inputs that are read whole, with all that is below them."""
+        return [place.storage.uri(place.path) for place in self._places if not place.names and not place.pattern]
+
+    @property
+    def ignored(self) -> int:
+        """Files that are no shards of the format (README.md); lists the inputs unless `sources` has been through."""
+        if self._ignored is None:
+            for place in self._places:
+                for _, entries in place.walk():
+                    self._ignored = (self._ignored or 0) + sum(not self._is_shard(place, entry) for entry in entries)
+        return self._ignored or 0
+
+    def sources(self) -> Iterator[tuple[Storage, Source]]:
+        """Sources in path order, the files of a folder before the folders in it; one folder is held at a time."""
+        ignored = 0
+        for place in self._places:
+            for folder, entries in place.walk():
+                shards = [entry for entry in entries if self._is_shard(place, entry)]
+                ignored += len(entries) - len(shards)
+                if not self.reader.reads_folder:
+                    for entry in shards:
+                        yield place.storage, self._source(place.storage, entry)
+                elif shards:
+                    yield place.storage, folder_source(folder, self._relative(place.storage, folder), shards)
+        self._ignored = ignored
+
+    def _is_shard(self, place: Place, entry: Entry) -> bool:
+        if entry.is_folder:
+            return self.format == "lance"
+        return len(place.names) == 1 or matches(entry, self._endings)
+
+    def _source(self, storage: Storage, entry: Entry) -> Source:
+        relative = self._relative(storage, entry.path) or entry.name
+        if entry.is_folder:
+            return dataset_source(storage, entry.path, relative)
+        return Source(path=entry.path, relative=relative, size_bytes=entry.size_bytes, version=entry.version)
+
+    def _relative(self, storage: Storage, path: str) -> str:
+        return storage.uri(path)[len(self._root) :].lstrip("/")
+
+
+def discover(inputs: list[str], *, format: str | None = None) -> InputSet:
+    """The sources that `inputs` (files, folders, globs, URLs) name, of `format` or of the format they show.
+
+    A file whose name ends as the format's do is a source whatever it holds. Paths below several inputs are told from
+    the folder that holds them all, so that equal names in two inputs stay apart.
+
+    Raises:
+        UsageError: no such path, no files, an unknown format, no format recognised, or several.
+    """
+    places = open_places(inputs)
+    if format is None:
+        return InputSet(places, detect(places))
+    endings = get_reader(format).extensions
+    seen = [entry for place in places for entry in first_entries(place)]
+    if not seen:
+        raise UsageError(f"no files in {', '.join(place.location for place in places)}")
+    is_named = any(entry.is_folder or matches(entry, endings) for entry in seen)
+    others = frozenset() if is_named else frozenset(posixpath.splitext(entry.name)[1].lower() for entry in seen)
+    return InputSet(places, Detected(format=format, endings=others))
+
+
+def _root(places: list[Place]) -> str:
+    """The folder, as a URI, that `relative` paths begin at."""
+    return posixpath.commonpath([place.storage.uri(place.path) for place in places])

@@ -1,0 +1,86 @@
+"""How many workers fit on the cluster. Asks Ray what the cluster has, never this machine's own hardware."""
+
+from dataclasses import dataclass
+
+from mmbm_core.errors import UsageError
+
+PLANNER_CPUS = 0.1
+DEFAULT_WORKER_CPUS = 0.45
+"""Two runs fit side by side, on one CPU too; a worker computes on a whole CPU all the same."""
+GPU_WORKER_CPUS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerResources:
+    """What each of `workers` actors reserves, and the threads it computes with."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    device: str
+    threads: int
+
+    def describe(self) -> str:
+        return f"{self.workers} workers with {self.cpus:g} CPU and {self.gpus:g} GPU each on {self.device}"
+
+
+def plan_workers(
+    nodes: list[dict[str, float]],
+    *,
+    workers: int | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    device: str = "auto",
+) -> WorkerResources:
+    """Settle what was left open and refuse what can never be scheduled.
+
+    Args:
+        nodes: resources of each living node, such as {"CPU": 8, "GPU": 1}.
+        device: `auto` takes GPUs where the cluster has them.
+
+    Raises:
+        UsageError: the arithmetic does not come out.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device {device!r} is unknown; allowed: auto, cpu, cuda")
+    total_cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    total_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    wants_gpu = device == "cuda" or bool(gpus) or (device == "auto" and gpus is None and total_gpus > 0)
+    if gpus is None:
+        gpus = 1.0 if wants_gpu and device != "cpu" else 0.0
+    if gpus and total_gpus < min(gpus, 1.0) * (workers or 1):
+        raise UsageError(
+            f"{workers or 1} workers with {gpus:g} GPU each need {gpus * (workers or 1):g} GPU, the cluster has "
+            f"{total_gpus:g}; use gpus_per_worker=0, or start Ray where there is a GPU"
+        )
+    if gpus > 1 and gpus != int(gpus):
+        raise UsageError(f"gpus_per_worker={gpus:g} can't be scheduled; allowed: a fraction below 1 or a whole number")
+    if cpus is None:
+        cpus = min(GPU_WORKER_CPUS, 0.8 * total_cpus / max(1, total_gpus / gpus)) if gpus else DEFAULT_WORKER_CPUS
+    fits = sum(_fits(node, cpus, gpus) for node in _reserve_planner(nodes))
+    if workers is None:
+        workers = fits if gpus or cpus != DEFAULT_WORKER_CPUS else min(fits, max(1, int(total_cpus)))
+    if workers < 1 or workers > fits:
+        raise UsageError(
+            f"{max(workers, 1)} workers with {cpus:g} CPU and {gpus:g} GPU each, and {PLANNER_CPUS} CPU to plan, do not "
+            f"fit: the cluster has {total_cpus:g} CPU and {total_gpus:g} GPU on {len(nodes)} nodes, room for {fits}"
+        )
+    return WorkerResources(
+        workers=workers, cpus=round(cpus, 3), gpus=gpus, device="cuda" if wants_gpu and device != "cpu" else "cpu",
+        threads=max(1, int(cpus)),
+    )  # fmt: skip
+
+
+def _reserve_planner(nodes: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The planner takes its share on the node with the most CPUs."""
+    most = max(range(len(nodes)), key=lambda i: nodes[i].get("CPU", 0.0), default=None)
+    return [{**n, "CPU": n.get("CPU", 0.0) - (PLANNER_CPUS if i == most else 0.0)} for i, n in enumerate(nodes)]
+
+
+def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = int(node.get("CPU", 0.0) / cpus + 1e-9) if cpus else 1 << 30
+    if not gpus:
+        return by_cpu
+    per_gpu = int(1 / gpus + 1e-9) if gpus <= 1 else 1
+    gpu_slots = int(node.get("GPU", 0.0)) * per_gpu if gpus <= 1 else int(node.get("GPU", 0.0) // gpus)
+    return min(by_cpu, gpu_slots)

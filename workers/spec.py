@@ -1,0 +1,109 @@
+"""All that a worker needs to know of a run. Settled by the driver once, equal on every node."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from mmbm_core.media import Limits
+from mmbm_core.rows import Encoding
+from mmbm_core.sample import EMBEDDING, ID, MODALITIES_COLUMN, Modality, vector_type
+from mmbm_core.urls import UrlPolicy
+from workers.output import Output
+from workers.readers.base import UnitSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The model of a run, its precision resolved."""
+
+    model: str
+    kernels: dict[str, str]
+    """By name: `exact`, or the fast kernels every node must have."""
+    spaces: dict[str, str]
+    """Space fingerprint by name."""
+    widths: dict[Modality, int]
+    shared: tuple[Modality, ...]
+    options: dict[str, dict[str, Any]]
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of all encoders: vectors are comparable only within one."""
+        return fingerprint(self.spaces)
+
+    @property
+    def build(self) -> str:
+        """Space, precision and kernels: rows of an equal build are reused."""
+        return fingerprint([self.spaces, self.kernels])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Settings of one embed run."""
+
+    output: Output
+    model: ModelSpec
+    format: str
+    source_schema: pa.Schema
+    encodings: tuple[Encoding, ...]
+    kept: tuple[str, ...]
+    """Source columns that travel to the output."""
+    id_column: str | None
+    explode: str | None
+    half: bool
+    on_bad_modality: Literal["quarantine", "drop"]
+    limits: Limits
+    budget: dict[Modality, int]
+    unit_size: UnitSize
+    urls: UrlPolicy
+    device: str
+    threads: int
+    pools: Any = None
+    """Actors that encode for the unit workers (`workers.placement.Pools`); None where each holds its encoders."""
+
+    @property
+    def settings(self) -> str:
+        """Hash of all that shapes a part: one of the facts in a unit's key."""
+        return fingerprint(
+            {
+                "build": self.model.build,
+                "schema": str(self.output_schema()),
+                "encodings": [asdict(e) for e in self.encodings],
+                "id": self.id_column,
+                "explode": self.explode,
+                "bad": self.on_bad_modality,
+                "limits": asdict(self.limits),
+                "unit": asdict(self.unit_size),
+                "format": self.format,
+            }
+        )
+
+    def output_schema(self) -> pa.Schema:
+        """Columns of every part, in order: id, modalities, vectors, then what the source brings."""
+        vectors = {e.output: self.model.widths[e.modality] for e in self.encodings}
+        shared = [e.output for e in self.encodings if e.modality in self.model.shared]
+        if len(shared) == 1:
+            vectors = {EMBEDDING if name == shared[0] else name: width for name, width in vectors.items()}
+        elif shared:
+            vectors = {EMBEDDING: vectors[shared[0]], **vectors}
+        return pa.schema(
+            [
+                pa.field(ID, pa.string()),
+                pa.field(MODALITIES_COLUMN, pa.list_(pa.string())),
+                *[pa.field(name, vector_type(width, half=self.half)) for name, width in vectors.items()],
+                *[self._kept_field(name) for name in self.kept],
+            ]
+        )
+
+    def _kept_field(self, name: str) -> pa.Field:
+        field = self.source_schema.field(name)
+        if name == self.explode and pa.types.is_list(field.type):
+            return pa.field(name, field.type.value_type)
+        return field.remove_metadata()
+
+
+def fingerprint(facts: Any) -> str:
+    """16 hex digits that name JSON-like facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

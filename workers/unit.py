@@ -1,0 +1,189 @@
+"""The unit worker: reads one work unit, embeds its rows, writes and commits its part, returns its ledger entry."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from mmbm_core.rows import Cell, Embedded, Encoding, Seen, embed_cells, modalities_array, vector_array
+from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
+from workers.crashes import CrashLog
+from workers.guard import Quarantine, RowGuard, Rows, row_errors
+from workers.output import Entry
+from workers.placement import open_backend
+from workers.readers import get_reader
+from workers.readers.base import Chunk, Unit, UnreadableSource
+from workers.reuse import Reusable, hash_table, row_hashes
+from workers.spec import RunSpec
+from workers.storage import Storage
+
+
+class UnitWorker:
+    """A Ray Data actor: one row of the plan in, one ledger entry out. The model is loaded once, here."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.encode = open_backend(spec)
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        entries = [self.run(*task) for task in map(_decode, plan["task"].to_pylist())]
+        return pa.table({"entry": [json.dumps(entry) for entry in entries]})
+
+    def run(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> Entry:
+        """Do one unit whole. `facts` is what the planner knows: key, part name, parts to reuse, what broke the source."""
+        started = time.monotonic()
+        work = _UnitRun(self.spec, self.encode, storage, unit, facts)
+        with CrashLog(self.spec.output, facts["key"]) as crashes:
+            for chunk in work.chunks(careful=crashes.careful):
+                work.add(chunk, crashes)
+            return work.commit(time.monotonic() - started)
+
+
+class _UnitRun:
+    """State of one unit while it is worked on."""
+
+    def __init__(self, spec: RunSpec, encode: Any, storage: Storage, unit: Unit, facts: dict[str, Any]) -> None:
+        self.spec, self.encode, self.storage, self.unit, self.facts = spec, encode, storage, unit, facts
+        uri = storage.uri(unit.source.path)
+        base = uri if unit.source.members else uri.rsplit("/", 1)[0]
+        self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=base)
+        self.schema = spec.output_schema()
+        self.quarantine, self.dropped = Quarantine(), Quarantine()
+        self.tables: list[pa.Table] = []
+        self.hashes: list[bytes] = []
+        self.seen: dict[Modality, Seen] = {}
+        self.parents_out: set[int] = set()
+        self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0, "values_cut": 0}
+        self.reusable = Reusable(spec.output, facts.get("reuse", []))
+
+    def chunks(self, *, careful: bool) -> Iterator[Chunk]:
+        """Chunks of the unit; one row at a time where the unit has killed workers before."""
+        if self.facts.get("broken"):
+            self._broken(self.facts["broken"])
+            return
+        chunks = get_reader(self.spec.format).read(self.storage, self.unit, self.spec.source_schema)
+        try:
+            for chunk in chunks:
+                yield from _rows_of(chunk) if careful else [chunk]
+        except UnreadableSource as error:
+            self._broken(str(error))
+
+    def _broken(self, error: str) -> None:
+        self.guard.rows_in += 1
+        relative = self.unit.source.relative
+        self.quarantine.add(relative, self.storage.uri(self.unit.source.path), error, "open")
+
+    def add(self, chunk: Chunk, crashes: CrashLog) -> None:
+        """Embed the rows of a chunk and keep those that can be used."""
+        if crashes.careful and chunk.positions and crashes.has_killed(chunk.positions[0]):
+            self.guard.rows_in += 1
+            position = chunk.positions[0]
+            source = self.guard.source(position)
+            self.quarantine.add(f"{self.unit.source.relative}#{position}", source, "killed its worker twice", "encode")
+            return
+        rows = self.guard(chunk, self.quarantine)
+        if rows.ids:
+            hashes = row_hashes(rows.cells, len(rows.ids))
+            embedded = self._embed(rows, hashes)
+            self._keep(rows, embedded, hashes)
+
+    def _embed(self, rows: Rows, hashes: Sequence[bytes | None]) -> Embedded:
+        found = self.reusable.find(hashes) if len(self.reusable) else {}
+        todo: list[tuple[Encoding, list[Cell]]] = [
+            (encoding, [None if row in found else cell for row, cell in enumerate(cells)])
+            for encoding, cells in rows.cells
+        ]
+        embedded = embed_cells(
+            todo,
+            encode=self.encode,
+            widths=self.spec.model.widths,
+            shared=frozenset(self.spec.model.shared),
+            seen=self.seen,
+        )
+        self.reusable.fill(embedded, found)
+        self.counts["rows_reused"] += len({rows.parents[row] for row in found})
+        self.counts["duplicates"] += embedded.duplicates
+        self.counts["values_cut"] += sum(embedded.cut.values())
+        return embedded
+
+    def _keep(self, rows: Rows, embedded: Embedded, hashes: Sequence[bytes | None]) -> None:
+        good: list[int] = []
+        for row, errors in enumerate(embedded.errors):
+            fatal = row_errors(errors, embedded.modalities[row], self.spec)
+            if fatal:
+                stage = "encode" if isinstance(fatal, dict) else "row"
+                self.quarantine.add(rows.ids[row], rows.sources[row], fatal, stage)
+                continue
+            if errors:
+                self.dropped.add(rows.ids[row], rows.sources[row], errors, "encode")
+                self.counts["modalities_dropped"] += len(errors)
+            good.append(row)
+        self.parents_out.update(rows.parents[row] for row in good)
+        # A row without one of its modalities is taken up again when its source changes: its hash names no cell.
+        self.hashes += [hashes[row] or bytes(16) for row in good]
+        self.tables.append(self._table(rows, embedded, good))
+
+    def _table(self, rows: Rows, embedded: Embedded, good: list[int]) -> pa.Table:
+        columns: dict[str, Any] = {
+            ID: pa.array([rows.ids[row] for row in good], pa.string()),
+            MODALITIES_COLUMN: modalities_array([embedded.modalities[row] for row in good]),
+        }
+        for name, values in embedded.vectors.items():
+            columns[name] = vector_array(values[good], embedded.present[name][good], half=self.spec.half)
+        kept = rows.table.take(pa.array(good, pa.int64()))
+        columns |= {name: kept[name] for name in kept.column_names}
+        return pa.table([columns[f.name] for f in self.schema], schema=self.schema)
+
+    def commit(self, seconds: float) -> Entry:
+        """Write the part and what stands beside it."""
+        table = pa.concat_tables([self.schema.empty_table(), *self.tables])
+        rows_out = len(self.parents_out)
+        source = self.unit.source
+        entry: Entry = {
+            "part": self.facts["part"],
+            "key": self.facts["key"],
+            "settings": self.spec.settings,
+            "build": self.spec.model.build,
+            "source": self.storage.uri(source.path),
+            "range": [self.unit.start, self.unit.stop],
+            "source_bytes": self.unit.size_bytes,
+            "rows_in": self.guard.rows_in,
+            "rows_out": rows_out,
+            "rows_quarantined": self.guard.rows_in - rows_out,
+            "rows_exploded": self.guard.rows_exploded,
+            "rows_written": table.num_rows,
+            "quarantine_lines": len(self.quarantine.lines),
+            "seconds": round(seconds, 3),
+            **self.counts,
+        }
+        if rows_out + len(self.quarantine.lines) < self.guard.rows_in:
+            raise AssertionError(f"rows lost in {entry}")
+        hashes = hash_table(self.hashes)
+        side = {"_quarantine": self.quarantine.table(), "_dropped": self.dropped.table(), "_hashes": hashes}
+        self.spec.output.commit(self.facts["part"], table, entry, side)
+        return entry
+
+
+def encode_task(storage: Storage, unit: Unit, facts: dict[str, Any]) -> bytes:
+    """A unit as one cell of the plan. Plan and workers are one program, so Ray's own serializer carries it."""
+    import ray.cloudpickle
+
+    return bytes(ray.cloudpickle.dumps((storage, unit, facts)))
+
+
+def _decode(task: bytes) -> tuple[Storage, Unit, dict[str, Any]]:
+    import ray.cloudpickle
+
+    return ray.cloudpickle.loads(task)  # type: ignore[no-any-return]
+
+
+def _rows_of(chunk: Chunk) -> Iterator[Chunk]:
+    if chunk.bad:
+        yield Chunk(table=chunk.table.slice(0, 0), positions=[], bad=chunk.bad)
+    for row, position in enumerate(chunk.positions):
+        yield Chunk(table=chunk.table.slice(row, 1), positions=[position])
+
+
+__all__ = ["UnitWorker", "encode_task"]
