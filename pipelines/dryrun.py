@@ -1,9 +1,97 @@
-"""`mmbm embed --dry-run`: what a run would do, measured on a sample."""
+"""`mmbm embed --dry-run`: what a run would do, measured on a sample, nothing written."""
 
+import time
 from typing import Any
 
-from pipelines.embed import EmbedRequest
+from mmbm_core.sample import MODALITIES, Modality
+from pipelines.embed import EmbedRequest, cluster_workers, probe_input, read_sample
+from pipelines.probe import ProbeResult, sample_values
+from pipelines.progress import say
+from workers.columns import choose_encodings
+from workers.readers.base import UnitSize
+from workers.readers.discover import InputSet, discover
+from workers.resources import WorkerResources
+
+_READ_S = 2.0
+_MiB = 1 << 20
 
 
 def dry_run(request: EmbedRequest) -> dict[str, Any]:
-    raise NotImplementedError
+    """Sample the input, try the model on it, and say what bounds the run and how long it would take.
+
+    Raises:
+        UsageError: what a run would refuse, this refuses too.
+    """
+    inputs = discover(request.inputs, format=request.format)
+    source = read_sample(inputs)
+    resources = cluster_workers(request)
+    probe = probe_input(request, source, resources)
+    available = [m for m in MODALITIES if m in probe.model.widths]
+    encodings = choose_encodings(source.input_schema, source.rows, given=request.columns, available=available)
+    rows_read, bytes_read, seconds = _time_reading(inputs, source.input_schema)
+    per_row = {m: _values_per_row(source.rows, [e for e in encodings if e.modality == m], m) for m in available}
+    stages = {
+        "read": seconds / max(rows_read, 1),
+        "decode": sum(n * probe.prepare_s.get(m, 0.0) for m, n in per_row.items()),
+        "model": sum(n * probe.model_s.get(m, 0.0) for m, n in per_row.items()),
+    }
+    rows = round(rows_read * source.size_bytes / max(bytes_read, 1))
+    rows_per_s = resources.workers / max(sum(stages.values()), 1e-9)
+    result = {
+        "rows": rows,
+        "rows_are": "estimated from the bytes of a sample" if source.complete else "of the first 1,000 sources",
+        "columns": {e.column: e.output for e in encodings},
+        "bad_rows_expected": _bad_share(probe, source) * rows,
+        "bound_by": max(stages, key=lambda stage: stages[stage]),
+        "seconds_per_row": {stage: round(value, 6) for stage, value in stages.items()},
+        "rows_per_s": round(rows_per_s, 1),
+        "eta_s": round(rows / rows_per_s),
+        "workers": resources.workers,
+        "kernels": probe.model.kernels,
+        "cosine_to_exact": probe.cosine,
+        "suggestion": _suggest(stages, resources),
+    }
+    for name, value in result.items():
+        say(f"{name.replace('_', ' ')}: {value}")
+    return result
+
+
+def _time_reading(inputs: InputSet, schema: Any) -> tuple[int, int, float]:
+    """Rows, bytes of their units and seconds of reading for about _READ_S."""
+    rows = size_bytes = 0
+    started = time.perf_counter()
+    for storage, source in inputs.sources():
+        try:
+            for unit in inputs.reader.units(storage, source, UnitSize(rows=1000, size_bytes=8 * _MiB)):
+                rows += sum(
+                    chunk.table.num_rows + len(chunk.bad) for chunk in inputs.reader.read(storage, unit, schema)
+                )
+                size_bytes += unit.size_bytes
+                if time.perf_counter() - started > _READ_S:
+                    return rows, size_bytes, time.perf_counter() - started
+        except (ValueError, OSError):  # UnreadableSource: the run will quarantine it
+            continue
+    return rows, size_bytes, time.perf_counter() - started
+
+
+def _values_per_row(rows: list[dict[str, Any]], encodings: list[Any], modality: Modality) -> float:
+    """Mean number of values of a modality in a row of the sample."""
+    unlimited = sample_values(rows, encodings, limit=1 << 30).get(modality, [])
+    return len(unlimited) / max(len(rows), 1) if not any(e.uri for e in encodings) else float(len(encodings))
+
+
+def _bad_share(probe: ProbeResult, source: Any) -> float:
+    """Share of sampled rows that would be quarantined: unreadable ones and values the encoders refuse."""
+    tried = max(len(source.rows) + source.bad_rows, 1)
+    return round(min(1.0, (source.bad_rows + sum(probe.bad.values())) / tried), 4)
+
+
+def _suggest(stages: dict[str, float], resources: WorkerResources) -> str:
+    bound = max(stages, key=lambda stage: stages[stage])
+    if resources.gpus and bound == "decode":
+        return "the GPU waits for decoding: --set placement=decode_apart, or more CPUs a worker (cpus_per_worker)"
+    if bound == "read":
+        return "reading is the limit: more workers (--set workers=N) help if the storage has room"
+    return f"{resources.workers} workers as they are; rows/s grows with CPUs until reading is the limit, at about " + (
+        f"{1 / max(stages['read'], 1e-9):,.0f} rows/s a worker"
+    )

@@ -137,11 +137,13 @@ def _measure(bundle: Bundle, samples: dict[Modality, list[Any]], result: ProbeRe
         del prepared
 
 
-def sample_values(rows: Sequence[dict[str, Any]], encodings: Sequence[Encoding]) -> dict[Modality, list[Any]]:
-    """Up to SAMPLE_VALUES values of each modality that the rows hold themselves (URIs are not followed)."""
+def sample_values(
+    rows: Sequence[dict[str, Any]], encodings: Sequence[Encoding], *, limit: int = SAMPLE_VALUES
+) -> dict[Modality, list[Any]]:
+    """Up to `limit` values of each modality that the rows hold themselves (URIs are not followed)."""
     found: dict[Modality, list[Any]] = {}
     for encoding in encodings:
         cells = [] if encoding.uri else cells_of([get_column(row, encoding.column) for row in rows], encoding.modality)
         values = [value for cell in cells if isinstance(cell, tuple) for value in cell]
-        found[encoding.modality] = (found.get(encoding.modality, []) + values)[:SAMPLE_VALUES]
+        found[encoding.modality] = (found.get(encoding.modality, []) + values)[:limit]
     return found

@@ -5,6 +5,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -21,7 +22,7 @@ _QUERY = re.compile(r"\?[a-z_]+=[^/]*$")
 _VERSION_KEYS = ("ETag", "etag", "mtime", "last_modified", "LastModified", "updated", "created")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A file or folder as a listing shows it. `version` is its etag or modification time."""
 
@@ -85,7 +86,7 @@ class Storage:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            if os.path.exists(temporary):
+            with suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
 
@@ -141,17 +142,13 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Delete a file; none there is fine."""
-        try:
+        with suppress(FileNotFoundError):
             self.filesystem.delete_file(path)
-        except FileNotFoundError:
-            pass
 
     def delete_dir(self, folder: str) -> None:
         """Delete a folder with all it holds; none there is fine."""
-        try:
+        with suppress(FileNotFoundError):
             self.filesystem.delete_dir(folder)
-        except FileNotFoundError:
-            pass
 
     def move(self, path: str, target: str) -> None:
         """Move a file, replacing `target`: atomic on local disks, copy and delete on object stores."""

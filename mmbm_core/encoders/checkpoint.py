@@ -11,8 +11,8 @@ from mmbm_core.errors import UsageError
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors")
 """What is fetched of a Hugging Face repository: no pickles, no code."""
 
-_UNUSED = {"pooler", "pooling_layer", "masked_spec_embed", "mask_token", "decoder", "lm_head"}
-"""Parts that many checkpoints lack and that no vector needs."""
+_UNUSED = {"pooler", "masked_spec_embed", "mask_token"}
+"""Parts that many checkpoints lack and that no vector of a single tower needs."""
 
 
 def locate(name: str, *, presets: tuple[str, ...]) -> str:
@@ -62,7 +62,7 @@ def kind_of(folder: str) -> str:
     raise UsageError(f"model type {model_type!r} of {folder} is not supported: no text, image, audio or joint encoder")
 
 
-def load_model(folder: str, *, loader: Any = None) -> tuple[Any, set[str]]:
+def load_model(folder: str, *, loader: Any = None, whole: bool = False) -> tuple[Any, set[str]]:
     """The model of a checkpoint folder in float32, and the names of its weights that the checkpoint lacks.
 
     Lacking weights that no vector needs (poolers, mask tokens, decoders) are zero instead of random, so that two
@@ -70,6 +70,7 @@ def load_model(folder: str, *, loader: Any = None) -> tuple[Any, set[str]]:
 
     Args:
         loader: a transformers model class; None takes AutoModel.
+        whole: every weight is needed.
 
     Raises:
         UsageError: no model.safetensors, or it lacks weights that are needed.
@@ -85,7 +86,10 @@ def load_model(folder: str, *, loader: Any = None) -> tuple[Any, set[str]]:
     except OSError as error:
         raise UsageError(f"model folder {folder} can't be loaded: {error}") from error
     missing = set(report["missing_keys"])
-    needed = sorted(name for name in missing if not _UNUSED & set(name.split(".")))
+    unused = (
+        set() if whole else _UNUSED | ({"decoder"} if getattr(model.config, "is_encoder_decoder", False) else set())
+    )
+    needed = sorted(name for name in missing if not unused & set(name.split(".")))
     if needed or report["mismatched_keys"]:
         wrong = needed + sorted(str(key) for key in report["mismatched_keys"])
         raise UsageError(f"the weights of {folder} do not fit its config.json: {', '.join(wrong[:5])} ({len(wrong)})")

@@ -121,7 +121,7 @@ def build_clap(path: str) -> ClapEncoder:
 
     extractor = load_preprocessor(path, loader=AutoFeatureExtractor)
     tokenizer = load_tokenizer(path)
-    model, _ = load_model(path)
+    model, _ = load_model(path, whole=True)
     return ClapEncoder(model, tokenizer=tokenizer, extractor=extractor)
 
 

@@ -104,6 +104,6 @@ def build_clip(path: str) -> ClipEncoder:
 
     steps = PixelSteps.from_processor(load_preprocessor(path, loader=AutoImageProcessor))
     tokenizer = load_tokenizer(path)
-    model, _ = load_model(path)
+    model, _ = load_model(path, whole=True)
     pad_to = None if model.config.model_type == "clip" else model.config.text_config.max_position_embeddings
     return ClipEncoder(model, tokenizer=tokenizer, steps=steps, pad_to=pad_to)

@@ -89,7 +89,7 @@ class CnnEncoder(Encoder):
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Replace each convolution that a BatchNorm follows by one convolution, in place (Jacob et al., 1712.05877, 3.2)."""
+    """Merge each BatchNorm into the convolution before it, in place (Jacob et al., 1712.05877, 3.2)."""
     previous: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and previous is not None:
@@ -119,7 +119,7 @@ class _Block(nn.Module):
 def _conv_bn(
     width_in: int, width_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = False
 ) -> nn.Sequential:
-    """Convolution padded as TensorFlow's SAME on even inputs (one more row at the bottom and right where it strides)."""
+    """Convolution padded as TensorFlow's SAME on even inputs: a stride has one more row at the bottom and right."""
     low = (kernel - stride) // 2 if stride > 1 else kernel // 2
     high = kernel - stride - low if stride > 1 else kernel // 2
     pad: list[nn.Module] = [] if low == high else [nn.ZeroPad2d((low, high, low, high))]
@@ -180,7 +180,7 @@ def build_torchvision(name: str, *, weights_path: str | None = None) -> CnnEncod
 
     if weights_path is None:
         raise UsageError(f"torchvision:{name} needs weights: write torchvision:{name}@FILE.safetensors")
-    model = get_model(name, weights=None)
+    model = get_model(name, weights=None).eval()  # else the forward below would change the running means
     model.load_state_dict(load_file(weights_path))
     transforms = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
     steps = PixelSteps(
@@ -189,7 +189,7 @@ def build_torchvision(name: str, *, weights_path: str | None = None) -> CnnEncod
         crop_rounds=True,
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
-        resample={"bilinear": 2, "bicubic": 3}[transforms.interpolation.value],
+        resample=3 if transforms.interpolation.value == "bicubic" else 2,
     )
     features = _trunk(name, model)
     with torch.inference_mode():
@@ -203,4 +203,4 @@ def _trunk(name: str, model: nn.Module) -> nn.Module:
         return model.features  # type: ignore[return-value]
     if hasattr(model, "layer4"):
         return nn.Sequential(*[m for n, m in model.named_children() if n not in ("avgpool", "fc")])
-    raise UsageError(f"torchvision:{name} has no convolutional trunk; use a resnet, efficientnet, convnext, mobilenet, ...")
+    raise UsageError(f"torchvision:{name} has no convolutional trunk; use a resnet, efficientnet, convnext, ...")

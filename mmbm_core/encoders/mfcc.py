@@ -51,6 +51,9 @@ class MfccEncoder(Encoder):
     """MFCC statistics (B, K x C x 4): per segment means and deviations of the coefficients and of their deltas."""
 
     modalities = ("audio",)
+    hann: Tensor
+    mels: Tensor
+    dct: Tensor
 
     def __init__(self, config: MfccConfig | None = None) -> None:
         super().__init__()
@@ -109,9 +112,10 @@ class MfccEncoder(Encoder):
         deltas = _deltas(coefficients, frames, self.config.delta_frames)
         tokens = torch.cat([coefficients, deltas], dim=-1)
         mask = torch.arange(tokens.shape[1], device=tokens.device) < frames[:, None]
-        mean = _segment_means(tokens, frames, self.config.num_segments)
-        variance = _segment_means(tokens.square(), frames, self.config.num_segments) - mean.square()
-        vector = torch.cat([mean, variance.clamp(min=0).sqrt()], dim=-1).flatten(1)
+        precise = tokens.double()  # a difference of squares: in float32 the rounding would differ from batch to batch
+        mean = _segment_means(precise, frames, self.config.num_segments)
+        variance = _segment_means(precise.square(), frames, self.config.num_segments) - mean.square()
+        vector = torch.cat([mean, variance.clamp(min=0).sqrt()], dim=-1).flatten(1).float()
         return EncoderOutput(tokens, mask, vector)
 
     def _mfcc(self, samples: Tensor) -> Tensor:

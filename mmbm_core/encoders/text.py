@@ -173,8 +173,8 @@ def _read_layout(folder: Path, model: Any, tokenizer: Any) -> tuple[dict[str, An
             config["normalize"] = True
         elif kind not in ("Transformer", "Dropout"):
             raise UsageError(
-                f"sentence-transformers module {kind} of {folder} is not supported here; allowed: Transformer, Pooling, "
-                "Dense, then Normalize"
+                f"sentence-transformers module {kind} of {folder} is not supported here; allowed: Transformer, "
+                "Pooling, Dense, then Normalize"
             )
     return config, nn.Sequential(*layers) if layers else None
 

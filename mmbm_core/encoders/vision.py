@@ -51,7 +51,13 @@ class VisionEncoder(Encoder):
 
     def accelerate(self) -> str:
         self.fast = True
-        return f"{self.to_fast_dtype()}+scaled-jpeg"
+        kernels = self.to_fast_dtype()
+        try:
+            self("image", torch.zeros(1, 3, *self.steps.out_size, device=self.device))
+        except RuntimeError:  # some families (LeViT) keep tables that stay float32
+            self.float()
+            kernels = "fp32"
+        return f"{kernels}+scaled-jpeg"
 
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS
@@ -106,7 +112,7 @@ def build_vision(path: str, *, pooling: VisionPooling | None = None) -> VisionEn
         widths = widths | cls if getattr(model.config, "use_mean_pooling", False) else cls | widths
     if pooling is not None and pooling not in widths:
         raise UsageError(f"pooling {pooling!r} is not in {path}; allowed here: {', '.join(widths)}")
-    chosen = pooling or next(iter(widths))
+    chosen: VisionPooling = pooling if pooling is not None else next(iter(widths))
     return VisionEncoder(model, steps=steps, pooling=chosen, width=widths[chosen])
 
 

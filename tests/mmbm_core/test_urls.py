@@ -115,7 +115,7 @@ def test_a_slow_drip_of_headers_ends_at_the_deadline() -> None:
     ["127.0.0.1", "localhost", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]", "2130706433", "0x7f.1", "0.0.0.0"],
 )
 def test_private_hosts_are_refused(host: str) -> None:
-    with pytest.raises(MediaError, match="no public address|resolved"):
+    with pytest.raises(MediaError, match=r"no public address|resolved"):
         fetch(f"http://{host}:1/secret?token=1", policy=UrlPolicy(schemes=frozenset({"http"}), timeout_s=5))
 
 

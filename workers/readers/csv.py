@@ -19,7 +19,7 @@ _DELIMITERS = ",\t;|"
 _MAX_ROW_BYTES = 16 << 20
 """A row longer than this over several lines is taken for a quote that was never closed."""
 _SAMPLE_ROWS = 1000
-_HEAD_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 _UTF8_MARK = b"\xef\xbb\xbf"
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 _FLOAT = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
@@ -127,9 +127,7 @@ class _UnclosedError(csv.Error):
     pass
 
 
-def _records(
-    source: Iterator[tuple[int, bytes] | BadRow], delimiter: str, *, width: int | None
-) -> Rows:
+def _records(source: Iterator[tuple[int, bytes] | BadRow], delimiter: str, *, width: int | None) -> Rows:
     """Rows of a run of lines. A bad row of several lines costs its first line alone: the quote there was not meant."""
     pending: deque[tuple[int, bytes] | BadRow] = deque()
     used: list[tuple[int, bytes]] = []

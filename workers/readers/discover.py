@@ -2,6 +2,7 @@
 
 import posixpath
 from collections.abc import Iterator
+from itertools import takewhile
 
 from mmbm_core.errors import UsageError
 from workers.readers import get_reader
@@ -93,4 +94,5 @@ def discover(inputs: list[str], *, format: str | None = None) -> InputSet:
 
 def _root(places: list[Place]) -> str:
     """The folder, as a URI, that `relative` paths begin at."""
-    return posixpath.commonpath([place.storage.uri(place.path) for place in places])
+    folders = [place.storage.uri(place.path).rstrip("/").split("/") for place in places]
+    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))

@@ -80,7 +80,7 @@ def _open(storage: Storage, source: Source) -> Iterator[pq.ParquetFile]:
         raise UnreadableSource(f"can't open the file: {error}") from error
     with raw:
         try:
-            file = pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+            file = pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
             names = file.schema_arrow.names
         except _ERRORS as error:
             raise UnreadableSource(f"not a readable Parquet file: {error}") from error
@@ -118,17 +118,19 @@ def _read_group(
     row_bytes = max(1, group.size_bytes // max(1, group.rows))
     batch_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
     at, stop = group.start, min(unit.stop, group.start + group.rows)
-    try:
-        for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group.number], columns=columns):
-            first, at = max(at, unit.start), at + batch.num_rows
-            if first < min(at, stop):
-                wanted = batch.slice(first - (at - batch.num_rows), min(at, stop) - first)
-                yield conform(wanted, list(range(first, min(at, stop))), schema)
-            if at >= stop:
-                return
-        error = f"row group {group.number} ends early"
-    except _ERRORS as trouble:
-        error = f"row group {group.number} is damaged ({trouble})"
+    batches = file.iter_batches(batch_size=batch_rows, row_groups=[group.number], columns=columns)
+    error = f"row group {group.number} ends early"
+    while at < stop:
+        try:
+            batch = next(batches, None)
+        except _ERRORS as trouble:
+            error, batch = f"row group {group.number} is damaged ({trouble})", None
+        if not batch:
+            break
+        first, end = max(at, unit.start), min(at + batch.num_rows, stop)
+        if first < end:
+            yield conform(batch.slice(first - at, end - first), list(range(first, end)), schema)
+        at += batch.num_rows
     first = max(at, unit.start)
     if first < stop:
         lost = BadRow(position=first, error=f"{error}; this line stands for the {stop - first} rows from row {first}")

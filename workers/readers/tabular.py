@@ -207,7 +207,7 @@ def _plain(value: Any) -> str:
 
 
 class Unreadable:
-    """Stands for a value of a foreign table that Python can't read, such as a string that is not UTF-8."""
+    """Stands for a value of a foreign table that Python can't read: damaged, or a string that is not UTF-8."""
 
 
 def _values(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Iterator[Any]:
@@ -218,13 +218,13 @@ def _values(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Iterator[A
             cast = scalar
         try:
             yield cast.as_py()
-        except ValueError:
+        except _CAST_ERRORS:
             yield Unreadable()
 
 
 def _misfit(value: Any, field: pa.Field, error: Exception) -> str:
     if isinstance(value, (Unreadable, UnicodeError)) or isinstance(error, UnicodeError):
-        return f"column {field.name!r}: text is not valid Unicode"
+        return f"column {field.name!r}: a damaged value, or text that is not valid Unicode"
     given = {"str": "a string", "int": "an integer", "dict": "an object", "NoneType": "null"}
     name = type(value).__name__
     return (

@@ -78,7 +78,7 @@ def _plan(cursor: Cursor) -> tuple[list[int], list[bool], bool]:
     """Where samples begin, where a unit may begin too, and whether the archive is free of damage.
 
     Pieces of one key that do not follow each other stay in one unit, so that its reader sees that they belong together;
-    so do the samples on both sides of a damage.
+    so do the samples on both sides of a damage, with one before them to compare with.
     """
     starts: list[int] = []
     bound_to: list[int] = []  # the first sample that must share a unit with this one
@@ -88,6 +88,7 @@ def _plan(cursor: Cursor) -> tuple[list[int], list[bool], bool]:
     for item in walk(cursor):
         if isinstance(item, Damage):
             is_whole, after_damage, key = is_whole and not item.is_loss, True, None
+            bound_to[-1:] = [min(index, max(0, len(starts) - 2)) for index in bound_to[-1:]]
             continue
         if (parts := _split(item.name)) is None:
             continue

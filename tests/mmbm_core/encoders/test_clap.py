@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.base import Item
@@ -111,10 +112,12 @@ def test_costs_and_cuts(clap: Any, sounds: Any) -> None:
 
 def test_tokens_shape(clap: Any, sounds: Any) -> None:
     encoder = build_encoder(clap(fused=True))
-    assert isinstance(encoder, ClapEncoder) and encoder.shared_space and encoder.width == 24
+    assert isinstance(encoder, ClapEncoder)
+    assert encoder.shared_space
+    assert encoder.width == 24
     items = encoder.prepare("audio", sounds(RATE_HZ, 0.3, 2.0))
     output = encoder("audio", encoder.collate("audio", items))  # type: ignore[arg-type]
-    assert output.tokens.shape[0] == 2 and output.tokens.shape[:2] == output.mask.shape
+    assert output.tokens.shape[:2] == output.mask.shape == (2, output.mask.shape[1])
 
 
 def test_missing_files_are_named(clap: Any) -> None:
@@ -122,3 +125,12 @@ def test_missing_files_are_named(clap: Any) -> None:
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UsageError, match=r"preprocessor_config\.json"):
         build_encoder(str(folder))
+
+
+def test_lacking_pooler_is_refused(clap: Any) -> None:
+    """CLAP's text vectors come from it, unlike those of plain text models."""
+    file = Path(clap(fused=False)) / "model.safetensors"
+    weights = {k: v for k, v in load_file(file).items() if "text_model.pooler" not in k}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"pooler\.dense"):
+        build_encoder(str(file.parent))

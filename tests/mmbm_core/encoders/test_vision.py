@@ -81,7 +81,8 @@ def _reference(folder: str, photos: list[bytes], pooling: str, num_prefix: int =
 def test_equals_transformers(name: str, checkpoint: Any, photos: list[bytes], check_encoder: Any) -> None:
     folder = checkpoint(name)
     encoder = build_encoder(folder)
-    assert isinstance(encoder, VisionEncoder) and encoder.pooling == CASES[name][3]
+    assert isinstance(encoder, VisionEncoder)
+    assert encoder.pooling == CASES[name][3]
     check_encoder(encoder, "image", photos, _reference(folder, photos, encoder.pooling))
 
 
@@ -92,7 +93,8 @@ def test_mean_is_over_patches(name: str, num_prefix: int, checkpoint: Any, photo
     vectors = encode(encoder, "image", photos)
     np.testing.assert_allclose(vectors, _reference(folder, photos, "mean", num_prefix), atol=1e-4)
     output = encoder("image", encoder.collate("image", encoder.prepare("image", photos[:2])))  # type: ignore[arg-type]
-    assert output.tokens.shape == (2, output.mask.shape[1], encoder.width) and output.mask.all()
+    assert output.tokens.shape == (2, output.mask.shape[1], encoder.width)
+    assert output.mask.all()
 
 
 def test_lacking_pooler_is_not_random(checkpoint: Any) -> None:

@@ -21,9 +21,7 @@ class Reading:
         self.reader = reader
         self.storage, self.path = open_location(path)
         entry = self.storage.info(self.path)
-        self.source = Source(
-            path=self.path, relative=entry.name, size_bytes=entry.size_bytes, version=entry.version
-        )
+        self.source = Source(path=self.path, relative=entry.name, size_bytes=entry.size_bytes, version=entry.version)
 
     def schema(self) -> pa.Schema:
         return merge_schemas([self.reader.schema(self.storage, self.source)])

@@ -4,10 +4,10 @@ import json
 import tarfile
 from pathlib import Path
 
-import cloudpickle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray import cloudpickle
 
 from mmbm_core.errors import UsageError
 from workers.readers import READERS, get_reader

@@ -11,7 +11,9 @@ from workers.readers.base import UnitSize, UnreadableSource
 from workers.readers.jsonl import JsonlReader
 
 READER = JsonlReader()
-ROWS = [{"text": f"line {index} " + "ü" * (index % 40), "n": index, "tags": ["a"] * (index % 3)} for index in range(300)]
+ROWS = [
+    {"text": f"line {index} " + "ü" * (index % 40), "n": index, "tags": ["a"] * (index % 3)} for index in range(300)
+]
 
 
 def content(rows: list[dict[str, Any]], end: str = "\n") -> bytes:
@@ -39,7 +41,15 @@ def test_row_ranges_are_about_as_asked(reading: Callable[..., Any]) -> None:
 
 
 def test_bad_lines_cost_themselves_alone(reading: Callable[..., Any], sizes: list[UnitSize]) -> None:
-    lines = [b'{"text": "a"}', b"{", b"[1]", b'{"text": "\xff"}', b"null", b'{"text": "b"}', b'{"n": ' + b"9" * 5000 + b"}"]
+    lines = [
+        b'{"text": "a"}',
+        b"{",
+        b"[1]",
+        b'{"text": "\xff"}',
+        b"null",
+        b'{"text": "b"}',
+        b'{"n": ' + b"9" * 5000 + b"}",
+    ]
     lines += [b"[" * 5000, b'{"text": "\\ud800"}', b'{"text": "c"}']
     file = reading(READER, "a.jsonl", b"\n".join(lines))
     for size in sizes:

@@ -9,7 +9,16 @@ READER = ManifestReader()
 
 
 def test_lines_become_uris(reading: Callable[..., Any], sizes: list[UnitSize], tmp_path: Any) -> None:
-    lines = ["# images", "a/b.JPG", "", "/x/y.wav", "  https://h/z.png?w=1#f ", "s3://b/k ü.flac", "what.doc", "../c.jpg"]
+    lines = [
+        "# images",
+        "a/b.JPG",
+        "",
+        "/x/y.wav",
+        "  https://h/z.png?w=1#f ",
+        "s3://b/k ü.flac",
+        "what.doc",
+        "../c.jpg",
+    ]
     file = reading(READER, "list.txt", "\n".join(lines).encode() + b"\n\xff.jpg\n")
     for size in sizes:
         found = file.all(size)

@@ -75,7 +75,13 @@ def test_columns_are_cast_to_the_schema_of_the_run(reading: Callable[..., Any]) 
         }
     )
     other = pa.schema(
-        [("a", pa.float32()), ("c", pa.string()), ("d", pa.string()), ("e", pa.struct([("l", pa.string())])), ("f", pa.null())]
+        [
+            ("a", pa.float32()),
+            ("c", pa.string()),
+            ("d", pa.string()),
+            ("e", pa.struct([("l", pa.string())])),
+            ("f", pa.null()),
+        ]
     )
     file = reading(READER, "a.parquet", content(table))
     schema = merge_schemas([file.schema(), other])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
@@ -24,7 +26,11 @@ MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         (pa.list_(pa.null()), pa.large_list(pa.int8()), pa.list_(pa.int8())),
         (pa.list_(pa.null()), pa.null(), pa.list_(pa.string())),
         (pa.list_(pa.float32(), 4), pa.list_(pa.float32(), 4), pa.list_(pa.float32(), 4)),
-        (pa.struct([("a", pa.null())]), pa.struct([("b", pa.int8())]), pa.struct([("a", pa.string()), ("b", pa.int8())])),
+        (
+            pa.struct([("a", pa.null())]),
+            pa.struct([("b", pa.int8())]),
+            pa.struct([("a", pa.string()), ("b", pa.int8())]),
+        ),
         (MEDIA, MEDIA, MEDIA),
         (pa.binary(), MEDIA, MEDIA),
         (pa.timestamp("us"), pa.timestamp("us"), pa.timestamp("us")),
@@ -35,12 +41,14 @@ def test_merged_types(left: pa.DataType, right: pa.DataType, merged: pa.DataType
         schema = merge_schemas([pa.schema([("c", first)]), pa.schema([("c", second), ("d", pa.int8())])])
         expected = pa.struct(sorted([(f.name, f.type) for f in merged])) if pa.types.is_struct(merged) else merged
         found = schema.field("c").type
-        assert (pa.struct(sorted([(f.name, f.type) for f in found])) if pa.types.is_struct(found) else found) == expected
+        assert (
+            pa.struct(sorted([(f.name, f.type) for f in found])) if pa.types.is_struct(found) else found
+        ) == expected
         assert schema.names == ["c", "d"]
 
 
 def test_inferred_types() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"i": 1, "f": 1, "s": "x", "b": b"x", "l": [], "d": {"a": 1}, "n": None, "e": {}, "huge": 1 << 70},
         {"i": None, "f": 0.5, "l": [1, 2.5], "d": {"b": [None]}, "late": True},
     ]
@@ -59,14 +67,14 @@ def test_deep_nesting_is_text() -> None:
     value: object = 1
     for _ in range(500):
         value = [value]
-    rows = [{"d": value}]
+    rows: list[dict[str, Any]] = [{"d": value}]
     schema = merge_schemas([infer_schema(rows)])
     assert rows_to_chunk(rows, [0], schema).table.num_rows == 1
 
 
 def test_values_that_do_not_fit_cost_their_rows_alone() -> None:
     schema = pa.schema([("f", pa.float64()), ("l", pa.list_(pa.string())), ("d", pa.struct([("a", pa.int64())]))])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"f": (1 << 60) + 1, "l": ["x", 1], "d": {"a": 1, "other": 2}},
         {"f": "x"},
         {"l": "abc"},
@@ -96,7 +104,9 @@ def test_bytes_become_media_structs_and_stay_bytes() -> None:
 
 
 def test_anything_can_be_text() -> None:
-    table = pa.table({"v": pa.array([[1], None]), "t": pa.array([0, 1], pa.date32()), "m": pa.array([{"a": 1.5}, None])})
+    table = pa.table(
+        {"v": pa.array([[1], None]), "t": pa.array([0, 1], pa.date32()), "m": pa.array([{"a": 1.5}, None])}
+    )
     schema = pa.schema([("v", pa.string()), ("t", pa.string()), ("m", pa.string())])
     assert conform(table, [0, 1], schema).table.to_pylist() == [
         {"v": "[1]", "t": "1970-01-01", "m": '{"a": 1.5}'},

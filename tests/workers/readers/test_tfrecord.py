@@ -22,22 +22,32 @@ def _example_class() -> Any:
     """tf.train.Example, built from its .proto definition."""
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
-    for name, kind in [("BytesList", kinds.TYPE_BYTES), ("FloatList", kinds.TYPE_FLOAT), ("Int64List", kinds.TYPE_INT64)]:
+    for name, kind in [
+        ("BytesList", kinds.TYPE_BYTES),
+        ("FloatList", kinds.TYPE_FLOAT),
+        ("Int64List", kinds.TYPE_INT64),
+    ]:
         file.message_type.add(name=name).field.add(name="value", number=1, type=kind, label=kinds.LABEL_REPEATED)
     feature = file.message_type.add(name="Feature")
     for number, name in enumerate(("BytesList", "FloatList", "Int64List"), 1):
         feature.field.add(
-            name=name.lower(), number=number, type=kinds.TYPE_MESSAGE, type_name=f".t.{name}", label=kinds.LABEL_OPTIONAL
+            name=name.lower(),
+            number=number,
+            type=kinds.TYPE_MESSAGE,
+            type_name=f".t.{name}",
+            label=kinds.LABEL_OPTIONAL,
         )
     features = file.message_type.add(name="Features")
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
-    entry.field.add(
-        name="value", number=2, type=kinds.TYPE_MESSAGE, type_name=".t.Feature", label=kinds.LABEL_OPTIONAL
-    )
+    entry.field.add(name="value", number=2, type=kinds.TYPE_MESSAGE, type_name=".t.Feature", label=kinds.LABEL_OPTIONAL)
     features.field.add(
-        name="feature", number=1, type=kinds.TYPE_MESSAGE, type_name=".t.Features.FeatureEntry", label=kinds.LABEL_REPEATED
+        name="feature",
+        number=1,
+        type=kinds.TYPE_MESSAGE,
+        type_name=".t.Features.FeatureEntry",
+        label=kinds.LABEL_REPEATED,
     )
     file.message_type.add(name="Example").field.add(
         name="features", number=1, type=kinds.TYPE_MESSAGE, type_name=".t.Features", label=kinds.LABEL_OPTIONAL

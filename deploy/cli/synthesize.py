@@ -1,0 +1,33 @@
+"""`mmbm synthesize --output DIR --rows N`"""
+
+import argparse
+from typing import Any
+
+from deploy.cli.cluster import connect
+from pipelines.progress import Progress
+from pipelines.synthesize import synthesize
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `mmbm synthesize`."""
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL for the Parquet files")
+    parser.add_argument("--rows", required=True, type=int, metavar="N", help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same rows (default: 0)")
+    parser.add_argument("--no-speech", action="store_true", help="leave the audio column null")
+    parser.add_argument("--overwrite", action="store_true", help="replace parts of another seed or size")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the dataset; a killed run is resumed by the same command."""
+    connect()
+    progress = Progress("synthesize")
+    result = synthesize(
+        output=args.output,
+        rows=args.rows,
+        seed=args.seed,
+        speech=not args.no_speech,
+        overwrite=args.overwrite,
+        progress=lambda done, total: progress.update(rows=done, fraction=done / total if done else None),
+    )
+    progress.close()
+    return result

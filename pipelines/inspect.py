@@ -1,0 +1,148 @@
+"""`mmbm inspect`: what a dataset or an embeddings folder holds."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmbm_core.errors import UsageError
+from mmbm_core.rows import content_hash
+from mmbm_core.sample import ID, MODALITIES
+from pipelines.embed import read_sample
+from pipelines.progress import say
+from workers.columns import choose_encodings
+from workers.output import Output, vector_columns
+from workers.readers.discover import discover
+from workers.storage import open_location
+
+_BUCKETS = 256
+_SHOWN = 20
+
+
+def inspect(path: str, *, ids: bool = False, format: str | None = None) -> dict[str, Any]:
+    """Describe a dataset, or an output of `embed` (one that has `_run.json`).
+
+    Args:
+        ids: look for ids that occur in several parts.
+
+    Raises:
+        UsageError: no such path, or `ids` on something that is no output.
+    """
+    storage, folder = open_location(path)
+    output = Output(storage=storage, folder=folder)
+    run = output.read_run()
+    if run is not None:
+        return _inspect_output(output, run, ids=ids)
+    if ids:
+        raise UsageError(f"--ids needs an OUTPUT of `mmbm embed`; {path} has no _run.json")
+    return _inspect_dataset(path, format)
+
+
+def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[str, Any]:
+    parts = list(output.parts())
+    rows, schema = 0, None
+    modalities: Counter[str] = Counter()
+    norms: dict[str, list[float]] = {}
+    for part in parts:
+        with output.storage.open_input(output.path(part)) as file:
+            opened = pq.ParquetFile(file)
+            rows, schema = rows + opened.metadata.num_rows, schema or opened.schema_arrow
+            columns = ["modalities", *vector_columns(opened.schema_arrow)]
+            for batch in opened.iter_batches(batch_size=4096, columns=columns):
+                modalities.update(",".join(m) for m in batch["modalities"].to_pylist())
+                for name in columns[1:]:
+                    norms.setdefault(name, []).extend(_norms(batch[name]))
+    quarantined = list(_quarantine(output))
+    result: dict[str, Any] = {
+        "kind": "embeddings",
+        "state": run.get("state"),
+        "rows": rows,
+        "parts": len(parts),
+        "model": run["model"],
+        "space": run["space"],
+        "kernels": run["kernels"],
+        "columns": {f.name: str(f.type) for f in schema} if schema else {},
+        "modalities": dict(modalities.most_common()),
+        "vectors": {n: {"count": len(v), "mean_norm": round(float(np.mean(v)), 4)} for n, v in norms.items() if v},
+        "rows_quarantined": len(quarantined),
+        "errors": dict(Counter(line["error"] for line in quarantined).most_common(_SHOWN)),
+    }
+    if ids:
+        result["duplicate_ids"] = _duplicate_ids(output, parts)
+    _show(result)
+    return result
+
+
+def _norms(column: pa.Array) -> list[float]:
+    valid = column.drop_null()
+    values = valid.flatten().to_numpy(zero_copy_only=False).reshape(len(valid), -1).astype(np.float32)
+    return np.linalg.norm(values, axis=1).tolist() if len(valid) else []  # type: ignore[no-any-return]
+
+
+def _quarantine(output: Output) -> Iterator[dict[str, Any]]:
+    for entry in output.storage.list(output.path("_quarantine"), recursive=False):
+        with output.storage.open_input(entry.path) as file:
+            yield from pq.read_table(file).to_pylist()
+
+
+def _duplicate_ids(output: Output, parts: list[str]) -> dict[str, int]:
+    """Ids with their counts, at most 20. Ids are dealt into files by hash; one file's ids are held at a time."""
+    duplicates: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        buckets = [open(Path(scratch) / str(n), "a", encoding="utf-8") for n in range(_BUCKETS)]
+        for part in parts:
+            with output.storage.open_input(output.path(part)) as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=[ID]):
+                    for id in batch[ID].to_pylist():
+                        buckets[content_hash(id)[0]].write(repr(id) + "\n")
+        for bucket in buckets:
+            bucket.close()
+            counts = Counter(Path(bucket.name).read_text(encoding="utf-8").splitlines())
+            duplicates.update({id[1:-1]: count for id, count in counts.items() if count > 1})
+    return dict(sorted(duplicates.items())[:_SHOWN])
+
+
+def _inspect_dataset(path: str, format: str | None) -> dict[str, Any]:
+    inputs = discover([path], format=format)
+    sample = read_sample(inputs)
+    schema = sample.input_schema
+    try:
+        encodings = choose_encodings(schema, sample.rows, given={}, available=list(MODALITIES))
+    except UsageError:
+        encodings = ()
+    result = {
+        "kind": "dataset",
+        "format": inputs.format,
+        "sources": sample.num_sources,
+        "all_sources_seen": sample.complete,
+        "size_bytes": sample.size_bytes,
+        "columns": {f.name: str(f.type) for f in schema},
+        "would_embed": {e.column: e.modality for e in encodings},
+    }
+    _show({**result, "first row": {k: _brief(v) for k, v in (sample.rows[0] if sample.rows else {}).items()}})
+    return result
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, dict):
+        return {k: _brief(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_brief(v) for v in value[:5]]
+    return value if not isinstance(value, str) or len(value) < 200 else value[:200] + "..."
+
+
+def _show(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            say(f"{name}:")
+            for key, inner in value.items():
+                say(f"  {key}: {inner}")
+        else:
+            say(f"{name}: {value}")
