@@ -17,14 +17,12 @@ from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.base import Encoder, Item
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
-from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, modalities_array, vector_array
+from mmbm_core.names import DEFAULT_MODEL, EXACT
+from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, missing_error, modalities_array, vector_array
 from mmbm_core.sample import EMBEDDING, MODALITIES, MODALITIES_COLUMN, Modality, embedding_column
 
-DEFAULT_MODEL = "minilm,efficientnet-lite0,mfcc"
 _WINDOW: dict[Modality, int] = {"text": 4096, "image": 128, "audio": 128}
 """Values prepared at once: enough to sort by length, few enough to keep decoded media small."""
-
-EXACT = "exact"
 
 
 class Bundle:
@@ -62,6 +60,11 @@ class Bundle:
         self._ahead = ThreadPoolExecutor(1) if any(e.device.type != "cpu" for e in encoders.values()) else None
 
     @property
+    def fast_kernels(self) -> dict[str, tuple[str, ...]]:
+        """By name: what each encoder could run on, fastest first."""
+        return {self.names[m]: e.encoder.fast_kernels() for m, e in self.encoders.items()}
+
+    @property
     def widths(self) -> dict[Modality, int]:
         """D of each modality that can be encoded."""
         return {m: e.encoder.width for m, e in self.encoders.items()}
@@ -77,15 +80,22 @@ class Bundle:
 
     def encode_values(self, modality: Modality, values: Sequence[Any]) -> Vectors:
         """Encode N strings or encoded files to (N, D)."""
-        encoder = self.encoders[modality]
-        result = Vectors(np.zeros((len(values), encoder.encoder.width), dtype=np.float32), {}, set())
+        result = Vectors(np.zeros((len(values), self.widths[modality]), dtype=np.float32), {}, set())
         for start, prepared in self._windows(modality, values):
-            good = [i for i, item in enumerate(prepared) if isinstance(item, Item)]
-            result.errors.update({start + i: str(e) for i, e in enumerate(prepared) if isinstance(e, MediaError)})
-            result.cut.update(start + i for i in good if prepared[i].cut)  # type: ignore[union-attr]
-            if good:
-                vectors = encoder(modality, [prepared[i] for i in good])  # type: ignore[misc]
-                result.values[[start + i for i in good]] = vectors
+            window = self.encode_prepared(modality, prepared)
+            result.values[start : start + len(prepared)] = window.values
+            result.errors.update({start + i: error for i, error in window.errors.items()})
+            result.cut.update(start + i for i in window.cut)
+        return result
+
+    def encode_prepared(self, modality: Modality, prepared: Sequence[Item | MediaError]) -> Vectors:
+        """Encode what the encoder's `prepare` made of N values."""
+        result = Vectors(np.zeros((len(prepared), self.widths[modality]), dtype=np.float32), {}, set())
+        good = {i: item for i, item in enumerate(prepared) if isinstance(item, Item)}
+        result.errors.update({i: str(e) for i, e in enumerate(prepared) if isinstance(e, MediaError)})
+        result.cut.update(i for i, item in good.items() if item.cut)
+        if good:
+            result.values[list(good)] = self.encoders[modality](modality, list(good.values()))
         broken = np.flatnonzero(~np.isfinite(result.values).all(axis=1))
         result.errors.update({int(i): "the model gave a vector that is not finite" for i in broken})
         result.values[broken] = 0
@@ -95,13 +105,15 @@ class Bundle:
         """Embed rows with any of the columns `text`, `image`, `audio` (strings, encoded bytes, lists of them, null).
 
         Returns:
-            One row each, in order: `modalities`, the vector columns, and `error` ("" where all is well).
+            One row each, in order: `modalities`, the vector columns, and `error` ("" where all is well; a row with
+            none of the modalities is an error).
 
         Raises:
             UsageError: no column that this bundle can encode.
         """
-        listed = rows.to_pylist() if isinstance(rows, pa.Table) else rows
-        names = {name for row in listed for name in row}
+        wanted = [m for m in self.encoders if isinstance(rows, pa.Table) and m in rows.column_names]
+        listed = rows.select(wanted).to_pylist() if isinstance(rows, pa.Table) else rows
+        names = set(rows.column_names) if isinstance(rows, pa.Table) else {name for row in listed for name in row}
         modalities = [m for m in MODALITIES if m in names and m in self.encoders]
         if not modalities:
             raise UsageError(f"no column to embed among {sorted(names)}; this bundle takes {sorted(self.encoders)}")
@@ -110,6 +122,8 @@ class Bundle:
         embedded = embed_cells(columns, encode=self.encode, widths=self.widths, shared=self.shared)
         vectors = {o: vector_array(v, embedded.present[o]) for o, v in embedded.vectors.items()}
         errors = ["; ".join(f"{m}: {e}" for m, e in row.items()) for row in embedded.errors]
+        missing = missing_error(modalities)
+        errors = [e or ("" if m else missing) for e, m in zip(errors, embedded.modalities, strict=True)]
         return pa.table({MODALITIES_COLUMN: modalities_array(embedded.modalities), **vectors, "error": errors})
 
     def _windows(self, modality: Modality, values: Sequence[Any]) -> Iterator[tuple[int, list[Item | MediaError]]]:
@@ -129,11 +143,18 @@ class Bundle:
 
     def _prepare(self, modality: Modality, values: Sequence[Any], start: int) -> list[Item | MediaError]:
         window = values[start : start + _WINDOW[modality]]
-        encoder = self.encoders[modality].encoder
         if self._threads is None or modality == "text":  # tokenizers have threads of their own
-            return encoder.prepare(modality, window, limits=self.limits)
-        jobs = self._threads.map(lambda value: encoder.prepare(modality, [value], limits=self.limits)[0], window)
-        return list(jobs)
+            return self.prepare_values(modality, window)
+        return list(self._threads.map(lambda value: self.prepare_values(modality, [value])[0], window))
+
+    def prepare_values(self, modality: Modality, values: Sequence[Any]) -> list[Item | MediaError]:
+        """Items of N values. Where a tokenizer or a decoder fails in a way of its own, the values are tried one by one."""
+        try:
+            return self.encoders[modality].encoder.prepare(modality, values, limits=self.limits)
+        except Exception as error:
+            if len(values) == 1:
+                return [MediaError(f"{modality} can't be prepared ({type(error).__name__})")]
+            return [self.prepare_values(modality, [value])[0] for value in values]
 
 
 def load_bundle(
@@ -150,7 +171,8 @@ def load_bundle(
     """Load the encoders named in `model`, joined by commas.
 
     Args:
-        precision: `exact` (float32, equal to the reference library) or `fast` (what the hardware gains from).
+        precision: `exact` (float32, equal to the reference library) or `fast` (the first of
+            the encoder's `fast_kernels`; `mmbm embed` takes the first that agrees with exact on a sample).
         kernels: the resolved kernels of a planned run, by name; takes the place of `precision`.
         options: encoder options by modality, such as {"text": {"pooling": "cls"}}.
         budget: cost per batch by modality; see `Encoder.budget`.
@@ -167,10 +189,12 @@ def load_bundle(
         encoder = encoders[name] = _build(name, options or {})
         spaces[name] = encoder.space_fingerprint()
         encoder.to(torch.device(device))
-        wanted = kernels[name] if kernels else (EXACT if precision == EXACT else None)
-        used[name] = EXACT if wanted == EXACT else encoder.accelerate()
-        if wanted is not None and used[name] != wanted:
-            raise UsageError(f"this machine runs {name} with {used[name]}, the run needs {wanted}; use exact precision")
+        can = (*encoder.fast_kernels(), EXACT)
+        used[name] = kernels[name] if kernels else (EXACT if precision == EXACT else can[0])
+        if used[name] not in can:
+            raise UsageError(f"this machine can't run {name} with {used[name]}; it has {', '.join(can)}; use exact")
+        if used[name] != EXACT:
+            encoder.accelerate(used[name])
     if not encoders:
         raise UsageError("no model was named")
     return Bundle(

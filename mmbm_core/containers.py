@@ -1,4 +1,4 @@
-"""Is a sound file whole? libsndfile plays what there is of a cut file; these checks compare it with its header."""
+"""Is a file whole? Decoders take what there is of a cut file; these checks compare it with its own structure."""
 
 import struct
 
@@ -12,8 +12,37 @@ _MPEG_BITRATES_KBPS = {
 _MPEG1_RATES_HZ = (44100, 48000, 32000)
 
 
+def check_image_complete(data: bytes) -> None:
+    """Raise `MediaError` where a PNG or GIF ends too early; the decoders of other formats see it themselves."""
+    if data.startswith(b"\x89PNG") and data.rfind(b"IEND\xaeB`\x82") < 0:
+        raise MediaError("truncated image: the last PNG chunk is missing")
+    if data.startswith(b"GIF8"):
+        _check_gif(data)
+
+
+def _check_gif(data: bytes) -> None:
+    """Walk blocks to the trailer (GIF89a, appendix B)."""
+    at = 13 + _palette_bytes(data, 10)
+    while at < len(data):
+        kind = data[at]
+        if kind == 0x3B:
+            return
+        if kind not in (0x21, 0x2C):  # padding between blocks
+            at += 1
+            continue
+        at += 2 if kind == 0x21 else 11 + _palette_bytes(data, at + 9)
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+    raise MediaError("truncated image: the GIF has no end")
+
+
+def _palette_bytes(data: bytes, at: int) -> int:
+    return 6 << (data[at] & 7) if at < len(data) and data[at] & 0x80 else 0
+
+
 def check_audio_complete(data: bytes) -> None:
-    """Raise `MediaError` where a WAV, AIFF, OGG or MP3 ends before its own structure says.
+    """Raise `MediaError` where a WAV, AIFF, AU, OGG or MP3 ends before its own structure says.
 
     FLAC is checked by its decoder. Other containers pass.
     """
@@ -21,6 +50,10 @@ def check_audio_complete(data: bytes) -> None:
         _check_chunks(data, "<I" if data[:4] == b"RIFF" else ">I", b"data")
     elif data[:4] == b"FORM":
         _check_chunks(data, ">I", b"SSND")
+    elif data[:4] == b".snd":
+        start, size = struct.unpack_from(">II", data.ljust(12, b"\0"), 4)
+        if size not in _UNKNOWN_SIZES and start + size > len(data):
+            raise MediaError(f"truncated sound: {len(data) - start} of {size} bytes of samples")
     elif data[:4] == b"OggS":
         _check_ogg(data)
     elif data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2):
@@ -50,7 +83,7 @@ def _check_ogg(data: bytes) -> None:
 
 
 def _check_mp3(data: bytes) -> None:
-    """Walk MPEG audio layer III frames (ISO 11172-3, 2.4.1.3); the last one must be whole."""
+    """Walk MPEG audio layer III frames (ISO 11172-3, 2.4.1.3); the last one must be whole, and none be missing."""
     at = 0
     if data[:3] == b"ID3" and len(data) >= 10:
         at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
@@ -67,8 +100,16 @@ def _check_mp3(data: bytes) -> None:
             continue
         at += length
         frames += 1
-    if frames and at > len(data):
-        raise MediaError("truncated sound: the last MP3 frame is cut")
+    if frames and (at > len(data) or frames < _mp3_frames(data, first)):
+        raise MediaError("truncated sound: MP3 frames are missing")
+
+
+def _mp3_frames(data: bytes, at: int) -> int:
+    """Frames that the Xing or Info header promises; 0 where there is none."""
+    tag = max(data.find(b"Xing", at, at + 64), data.find(b"Info", at, at + 64))
+    if tag < 0 or tag + 12 > len(data) or not data[tag + 7] & 1:
+        return 0
+    return int.from_bytes(data[tag + 8 : tag + 12], "big")
 
 
 def _mp3_frame_bytes(data: bytes, at: int) -> int | None:

@@ -4,20 +4,24 @@ Shapes: `H` rows, `W` columns, `S` samples. Content decides the format, never a 
 """
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import soundfile
-import torch
 from PIL import Image, ImageOps
 
-from mmbm_core.containers import check_audio_complete
+from mmbm_core.containers import check_audio_complete, check_image_complete
 from mmbm_core.errors import MediaError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 """Only formats whose decoders run no external program and no embedded script."""
 
+_AUDIO_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff")
+_UNKNOWN_FRAMES = 1 << 62
+_BLOCK_SAMPLES = 1 << 19
+_MARGIN_S = 0.25
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 
@@ -68,8 +72,9 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes that `limits` judges
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            with _open(data) as image:
                 _check_pixels(image.height, image.width, limits)
+                check_image_complete(data)
                 image.load()
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except MediaError:
@@ -78,38 +83,64 @@ def decode_image(
         raise MediaError(f"not a readable image ({_reason(error)})") from error
 
 
-def decode_audio(data: bytes, *, rate_hz: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+def decode_audio(
+    data: bytes, *, rate_hz: int, limits: Limits = DEFAULT_LIMITS, keep_s: float = math.inf
+) -> np.ndarray:
     """Decode to a mono float32 waveform (S,) in -1..1 at `rate_hz`: channels averaged, then resampled.
 
     Any container and codec of libsndfile (WAV, FLAC, OGG, Opus, MP3, AIFF, ...).
+
+    Args:
+        keep_s: what the caller needs of the beginning. A longer sound is decoded whole, to see that it is, but only
+            this and _MARGIN_S more are kept, so that a cut at `keep_s` gives what a cut of the whole would.
 
     Raises:
         MediaError: empty, over a limit, truncated, without samples, or not a sound.
     """
     _check_bytes(data, limits)
+    if not data.startswith(_AUDIO_MAGIC) and not _is_mp3(data):
+        raise MediaError("not a sound: no known beginning")
     check_audio_complete(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            source_hz = sound.samplerate
-            max_frames = int(limits.audio_s * source_hz)
-            if sound.frames > max_frames and not data.startswith((b"ID3", b"\xff")):  # MP3 headers may overstate
-                raise MediaError(f"audio of {sound.frames / source_hz:.0f} s is over the limit of {limits.audio_s:g} s")
-            declared = sound.frames
-            frames = sound.read(frames=min(declared, max_frames + 1), dtype="float32", always_2d=True)
+        with _Forward(io.BytesIO(data)) as sound:
+            source_hz, declared = sound.samplerate, sound.frames
+            if limits.audio_s * source_hz < declared < _UNKNOWN_FRAMES and not _is_mp3(data):  # MP3 headers may err
+                raise MediaError(f"audio of {declared / source_hz:.0f} s is over the limit of {limits.audio_s:g} s")
+            waveform, frames = _read_mono(sound, limits.audio_s, (keep_s + _MARGIN_S) * source_hz)
     except MediaError:
         raise
     except Exception as error:  # libsndfile's own errors, and overflow on absurd headers
         raise MediaError(f"not a readable sound ({_reason(error)})") from error
-    if len(frames) > max_frames:
-        raise MediaError(f"audio is over the limit of {limits.audio_s:g} s")
-    if data.startswith(b"fLaC") and len(frames) < declared:
-        raise MediaError(f"truncated FLAC: {len(frames)} of {declared} frames")
-    if not len(frames):
+    if data.startswith(b"fLaC") and frames < declared < _UNKNOWN_FRAMES:
+        raise MediaError(f"truncated FLAC: {frames} of {declared} frames")
+    if not frames:
         raise MediaError("audio has no samples")
-    waveform = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
     if not np.isfinite(waveform).all():
         raise MediaError("audio has samples that are not finite numbers")
     return resample(waveform, source_hz=source_hz, rate_hz=rate_hz)
+
+
+class _Forward(soundfile.SoundFile):
+    """Reads on and on: soundfile else seeks after every block, which is slow and fails where the length is unknown."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _read_mono(sound: soundfile.SoundFile, most_s: float, keep_frames: float) -> tuple[np.ndarray, int]:
+    """Mean over channels of the first `keep_frames` or a little more, and the number of frames there are."""
+    kept, frames = [], 0
+    while len(block := sound.read(max(1, _BLOCK_SAMPLES // sound.channels), dtype="float32", always_2d=True)):
+        if frames < keep_frames:
+            kept.append(block.mean(axis=1) if sound.channels > 1 else block[:, 0])
+        frames += len(block)
+        if frames > most_s * sound.samplerate:
+            raise MediaError(f"audio is over the limit of {most_s:g} s")
+    return np.concatenate(kept) if kept else np.empty(0, np.float32), frames
+
+
+def _is_mp3(data: bytes) -> bool:
+    return data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0)
 
 
 def resample(waveform: np.ndarray, *, source_hz: int, rate_hz: int) -> np.ndarray:
@@ -118,6 +149,7 @@ def resample(waveform: np.ndarray, *, source_hz: int, rate_hz: int) -> np.ndarra
         return np.ascontiguousarray(waveform)
     if not 1_000 <= source_hz <= 768_000:
         raise MediaError(f"audio sample rate of {source_hz} Hz is outside 1000..768000")
+    import torch
     import torchaudio.functional as F  # heavy: only where a rate differs
 
     source, target = _reduced_rates(source_hz, rate_hz)
@@ -128,8 +160,12 @@ def _reduced_rates(source_hz: int, rate_hz: int) -> tuple[int, int]:
     """Nearest ratio of small integers: odd rates such as 44,099 Hz would need a filter bank of gigabytes."""
     from fractions import Fraction
 
-    ratio = Fraction(source_hz, rate_hz).limit_denominator(1000)
+    ratio = Fraction(source_hz, rate_hz).limit_denominator(max(1, 1000 * rate_hz // max(source_hz, rate_hz)))
     return ratio.numerator, ratio.denominator
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
 
 
 def _check_bytes(data: bytes, limits: Limits) -> None:
@@ -148,17 +184,19 @@ def _decode_jpeg_scaled(data: bytes, limits: Limits, min_size_px: tuple[int, int
     """Decode a plain upright JPEG at the smallest DCT scale that holds `min_size_px`; None where Pillow must do it."""
     import simplejpeg
 
-    if b"Exif\x00\x00" in data[:65536] and Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION_TAG, 1) != 1:
-        return None
     try:
+        if b"Exif\x00\x00" in data[:65536] and _open(data).getexif().get(_ORIENTATION_TAG, 1) != 1:
+            return None
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray"):
             return None
         _check_pixels(height, width, limits)
         scale = next((k for k in (8, 4, 2) if _shrinks(height, width, k, min_size_px)), 1)
         return simplejpeg.decode_jpeg(data, "RGB", min_height=height // scale, min_width=width // scale, strict=True)
-    except ValueError as error:
-        raise error if isinstance(error, MediaError) else MediaError(f"not a readable JPEG ({_reason(error)})")
+    except MediaError:
+        raise
+    except Exception:  # whatever is wrong, Pillow judges it, so that exact and fast refuse the same files
+        return None
 
 
 def _shrinks(height: int, width: int, scale: int, least: tuple[int, int]) -> bool:
@@ -167,7 +205,7 @@ def _shrinks(height: int, width: int, scale: int, least: tuple[int, int]) -> boo
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I;16", "I", "F")):
         return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")

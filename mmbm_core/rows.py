@@ -6,7 +6,7 @@ the `MediaError` that keeps it from being used. Shapes: `N` values, `R` rows, `D
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,9 @@ class Vectors(NamedTuple):
 EncodeValues = Callable[[list[tuple[Modality, list[Any]]]], list[Vectors]]
 """Encodes several lists of values at once: in this process, or on other actors side by side."""
 
+Keys = list[tuple[bytes, ...] | None]
+"""Per row the content hashes of its values; None where they are not to be encoded."""
+
 Seen = dict[bytes, tuple[np.ndarray | str, bool]]
 """Content hash -> (vector (D,) or error, was it cut), for values met before in the unit."""
 
@@ -58,7 +61,8 @@ class Embedded:
     errors: list[dict[Modality, str]]
     """Per row: what was wrong with which modality."""
     modalities: list[list[Modality]]
-    cut: dict[Modality, int] = field(default_factory=dict)
+    cut: np.ndarray
+    """(R,) int64: how many of a row's values were longer than the model takes."""
     duplicates: int = 0
     """Values not encoded because an equal one had been."""
 
@@ -70,6 +74,7 @@ def embed_cells(
     widths: dict[Modality, int],
     shared: frozenset[Modality] = frozenset(),
     seen: dict[Modality, Seen] | None = None,
+    keys: Sequence[Keys] | None = None,
 ) -> Embedded:
     """Encode the cells of R rows, equal values once.
 
@@ -77,23 +82,27 @@ def embed_cells(
         columns: each encoding with its R cells.
         shared: modalities whose encoder puts them in one space; with any, `embedding` is their normalised mean.
         seen: values encoded before, by modality; grows.
+        keys: `hash_cells` of each column, where they are known; a row without keys is not encoded.
     """
     num_rows = len(columns[0][1])
     seen = {} if seen is None else seen
-    result = Embedded(vectors={}, present={}, errors=[{} for _ in range(num_rows)], modalities=[])
-    keyed = {m: [(e, _keys(c)) for e, c in columns if e.modality == m] for m in MODALITIES}
-    _encode_new(columns, keyed, encode, seen, result)
+    result = Embedded(
+        vectors={}, present={}, errors=[{} for _ in range(num_rows)], modalities=[], cut=np.zeros(num_rows, np.int64)
+    )
+    keys = [hash_cells(cells) for _, cells in columns] if keys is None else keys
+    keyed: _Keyed = {
+        m: [(e, c, k) for (e, c), k in zip(columns, keys, strict=True) if e.modality == m] for m in MODALITIES
+    }
+    _encode_new(keyed, encode, seen, result)
+    present: dict[Modality, np.ndarray] = {}
     for modality, encodings in keyed.items():
-        for encoding, keys in encodings:
-            _fill(encoding, keys, widths[modality], seen.get(modality, {}), result, normalize=modality in shared)
-    for encoding, cells in columns:
-        for row, cell in enumerate(cells):
-            if isinstance(cell, MediaError):
-                result.errors[row][encoding.modality] = str(cell)
-    present = {m: _any([result.present[e.output] for e, _ in k], num_rows) for m, k in keyed.items()}
+        for encoding, cells, column_keys in encodings:
+            known, normalize = seen.get(modality, {}), modality in shared
+            _fill(encoding, cells, column_keys, widths[modality], known, result, normalize=normalize)
+        masks = [result.present[e.output] for e, _, _ in encodings]
+        present[modality] = np.logical_or.reduce(masks) if masks else np.zeros(num_rows, dtype=bool)
     result.modalities = [[m for m in MODALITIES if present[m][row]] for row in range(num_rows)]
-    if shared:
-        _fuse([e.output for e, _ in columns if e.modality in shared], result, num_rows)
+    _fuse([e.output for e, _ in columns if e.modality in shared], result)
     return result
 
 
@@ -111,90 +120,97 @@ def modalities_array(modalities: Sequence[Sequence[Modality]]) -> pa.Array:
 
 
 def content_hash(value: str | bytes) -> bytes:
-    """16 bytes that name a value's content."""
-    return hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=16).digest()
+    """16 bytes that name a value's content (SHA-256, which processors have instructions for)."""
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return hashlib.sha256(data).digest()[:16]
+
+
+def hash_cells(cells: Sequence[Cell]) -> Keys:
+    """Content hashes of each cell's values; None where the cell is an error."""
+    return [None if isinstance(c, MediaError) else tuple(map(content_hash, c or ())) for c in cells]
+
+
+def missing_error(modalities: Iterable[Modality]) -> str:
+    """What is wrong with a row that holds none of `modalities`."""
+    wanted = set(modalities)
+    return f"no {' or '.join(m for m in MODALITIES if m in wanted)} in this row"
 
 
 def cells_of(values: Iterable[Any], modality: Modality) -> list[Cell]:
     """Cells of a column: null, empty text and empty lists are missing; `{"bytes": ..., "path": ...}` counts as bytes.
 
-    Any other scalar in a text column is its text.
+    Numbers, dates and UTF-8 bytes in a text column are its text.
     """
     return [_cell(value, modality) for value in values]
 
 
 def _cell(value: Any, modality: Modality) -> Cell:
     elements = value if isinstance(value, list) else [value]
-    kept: list[Any] = []
-    for element in elements:
-        if isinstance(element, dict):
-            element = element.get("bytes")
-        if element is None or (modality == "text" and not str(element).strip()):
-            continue
-        if modality == "text":
-            kept.append(str(element))
-        elif isinstance(element, bytes):
-            kept.append(element)
-        else:
-            return MediaError(f"{modality} must be encoded bytes, not {type(element).__name__}")
+    try:
+        kept = [e for e in map(_text if modality == "text" else _media, elements) if e is not None]
+    except MediaError as error:
+        return error
     return tuple(kept) or None
 
 
-_Keys = list[tuple[tuple[bytes, Any], ...] | None]
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise MediaError("text is not valid UTF-8") from None
+    if isinstance(value, dict | list):
+        raise MediaError("text is a struct or a list of lists; name a field of it with a dot")
+    return None if value is None or not (text := str(value)).strip() else text
 
 
-def _keys(cells: Sequence[Cell]) -> _Keys:
-    """Per row its values with their hashes; None where missing or in error."""
-    return [None if c is None or isinstance(c, MediaError) else tuple((_hash(v), v) for v in c) for c in cells]
+def _media(value: Any) -> bytes | None:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    raise MediaError(f"images and sounds must be encoded bytes, not {type(value).__name__}")
 
 
-def _hash(value: Any) -> bytes:
-    try:
-        return content_hash(value)
-    except UnicodeEncodeError:  # lone surrogates: the encoder will refuse the value
-        return content_hash(value.encode("utf-8", "surrogatepass") + b"\xff")
+_Keyed = dict[Modality, list[tuple[Encoding, Sequence[Cell], Keys]]]
 
 
-def _encode_new(
-    columns: Sequence[tuple[Encoding, Sequence[Cell]]],
-    keyed: dict[Modality, list[tuple[Encoding, _Keys]]],
-    encode: EncodeValues,
-    seen: dict[Modality, Seen],
-    result: Embedded,
-) -> None:
+def _encode_new(keyed: _Keyed, encode: EncodeValues, seen: dict[Modality, Seen], result: Embedded) -> None:
     """Encode each value that `seen` does not hold yet, all modalities in one call."""
-    requests: list[tuple[Modality, list[bytes], list[Any]]] = []
+    requests: list[tuple[Modality, dict[bytes, Any]]] = []
     for modality, encodings in keyed.items():
         known = seen.setdefault(modality, {})
         new: dict[bytes, Any] = {}
-        count = 0
-        for _, rows in encodings:
-            for keys in rows:
-                for key, value in keys or ():
-                    count += 1
-                    if key not in known:
-                        new.setdefault(key, value)
-        result.duplicates += count - len(new)
+        for _, cells, column_keys in encodings:
+            for cell, keys in zip(cells, column_keys, strict=True):
+                for key, value in zip(keys or (), cell or (), strict=False):  # no keys: an error, or not to be encoded
+                    if key in known or key in new:
+                        result.duplicates += 1
+                    else:
+                        new[key] = value
         if new:
-            requests.append((modality, list(new), list(new.values())))
-    for (modality, keys_, _), vectors in zip(requests, encode([(m, v) for m, _, v in requests]), strict=True):
-        for i, key in enumerate(keys_):
+            requests.append((modality, new))
+    encoded = encode([(modality, list(new.values())) for modality, new in requests])
+    for (modality, new), vectors in zip(requests, encoded, strict=True):
+        for i, key in enumerate(new):
             seen[modality][key] = (vectors.errors.get(i, vectors.values[i]), i in vectors.cut)
 
 
 def _fill(
-    encoding: Encoding, rows: _Keys, width: int, known: Seen, result: Embedded, *, normalize: bool
+    encoding: Encoding, cells: Sequence[Cell], keys: Keys, width: int, known: Seen, result: Embedded, *, normalize: bool
 ) -> None:
     """One vector a row: that of its value, or the normalised mean of its values' unit vectors."""
-    values = np.zeros((len(rows), width), dtype=np.float32)
-    present = np.zeros(len(rows), dtype=bool)
-    for row, keys in enumerate(rows):
-        found = [known[key] for key, _ in keys or ()]
-        wrong = [vector for vector, _ in found if isinstance(vector, str)]
+    values = np.zeros((len(cells), width), dtype=np.float32)
+    present = np.zeros(len(cells), dtype=bool)
+    for row, (cell, row_keys) in enumerate(zip(cells, keys, strict=True)):
+        found = [known[key] for key in row_keys or ()]
+        wrong = [str(cell)] if isinstance(cell, MediaError) else [v for v, _ in found if isinstance(v, str)]
         if wrong:
-            result.errors[row][encoding.modality] = wrong[0]
+            result.errors[row].setdefault(encoding.modality, wrong[0])
         elif found:
-            result.cut[encoding.modality] = result.cut.get(encoding.modality, 0) + sum(cut for _, cut in found)
+            result.cut[row] += sum(cut for _, cut in found)
             values[row] = found[0][0] if len(found) == 1 else unit_mean([v for v, _ in found])  # type: ignore[misc]
             present[row] = True
     result.vectors[encoding.output] = _unit(values) if normalize else values
@@ -210,11 +226,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def _any(masks: list[np.ndarray], num_rows: int) -> np.ndarray:
-    return np.logical_or.reduce(masks) if masks else np.zeros(num_rows, dtype=bool)
-
-
-def _fuse(outputs: list[str], result: Embedded, num_rows: int) -> None:
+def _fuse(outputs: list[str], result: Embedded) -> None:
     """`embedding` from the shared modalities; their own columns stay only where a row has several."""
     if not outputs:
         return
@@ -226,6 +238,3 @@ def _fuse(outputs: list[str], result: Embedded, num_rows: int) -> None:
             del result.vectors[output], result.present[output]
         else:
             result.present[output] = result.present[output] & (count > 1)
-
-
-__all__ = ["MODALITIES_COLUMN", "Cell", "Embedded", "Encoding", "Vectors", "cells_of", "embed_cells"]

@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmbm_core.errors import RunError
-from pipelines.plan import read_plan
+from pipelines.plan import has_errors, read_plan
 from pipelines.progress import Progress, say
 from workers.output import Entry, LedgerWriter, Output
 from workers.spec import RunSpec
@@ -41,6 +41,8 @@ class Books:
         """Write `_run.json` as begun."""
         self._description = description
         self.output.write_run({"state": "running", **description})
+        if self.request.retry_errors:  # parts change under the same names: the ledger must not know the old ones
+            self._ledger.replace_all({p: e for p, e in self.finished.items() if not has_errors(e)})
         if self.finished:
             say(f"{len(self.finished)} finished units found")
 
@@ -74,12 +76,13 @@ class Books:
         plan = read_plan(self.spec)
         if plan is None:
             raise RunError("the planner ended without a plan; run the same command again to resume")
+        there = set(self.output.parts())
         entries = {part: self._new.get(part) or self.finished.get(part) for part in plan["parts"]}
-        missing = [part for part, entry in entries.items() if entry is None]
+        missing = [part for part, entry in entries.items() if entry is None or part not in there]
         if missing:
             raise RunError(f"{len(missing)} units were not done; run the same command again to resume")
         kept: dict[str, Entry] = {part: entry for part, entry in entries.items() if entry is not None}
-        self.output.retire(set(self.output.parts()) - set(kept))
+        self.output.retire(there - set(kept))
         self._ledger.replace_all(kept)
         figures = self._figures(kept, seconds, plan)
         self.output.write_run({"state": "complete", **self._description, "figures": figures})

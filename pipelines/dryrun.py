@@ -23,7 +23,7 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
         UsageError: what a run would refuse, this refuses too.
     """
     inputs = discover(request.inputs, format=request.format)
-    source = read_sample(inputs)
+    source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
     probe = probe_input(request, source, resources)
     available = [m for m in MODALITIES if m in probe.model.widths]

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, Literal
 
+import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict, Field
 
-from mmbm_core.bundle import DEFAULT_MODEL
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.media import Limits
+from mmbm_core.names import DEFAULT_MODEL
 from mmbm_core.sample import ID, MODALITIES, Modality
 from mmbm_core.urls import UrlPolicy
 from pipelines.books import Books
 from pipelines.plan import PlanSource
-from pipelines.probe import ProbeResult, run_probe, sample_values
+from pipelines.probe import MIN_COSINE, ProbeResult, run_probe, sample_values
 from pipelines.progress import say
 from pipelines.stream import stream_entries
-from workers.columns import check_clashes, choose_encodings, kept_columns
+from workers.columns import check_clashes, check_column, choose_encodings, kept_columns
 from workers.lock import output_lock
 from workers.output import Output
 from workers.placement import PLACEMENTS, start_pools
@@ -49,6 +50,7 @@ class EmbedSettings(BaseModel):
     half: bool = Field(False, description="write float16 vectors")
     keep_media: bool = Field(False, description="carry raw images and sounds into the output")
     drop_columns: str = Field("", description="source columns to leave out, joined by commas")
+    column_types: str = Field("", description="types the sample got wrong, such as score:double,zip:string")
     text_budget: int | None = Field(None, ge=1, description="tokens a batch, padding counted")
     image_budget: int | None = Field(None, ge=1, description="pixels a batch")
     audio_budget: int | None = Field(None, ge=1, description="samples a batch, padding counted")
@@ -116,7 +118,7 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
     inputs = discover(request.inputs, format=request.format)
     storage, folder = open_location(request.output)
     _check_apart(inputs, storage.uri(folder))
-    source = read_sample(inputs)
+    source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
     try:
         storage.makedirs(folder)
@@ -145,8 +147,12 @@ class SourceSample(BaseModel):
         return self.num_sources < _SCHEMA_SOURCES
 
 
-def read_sample(inputs: InputSet) -> SourceSample:
-    """Schema over up to 1,000 sources, and some rows of the first that can be read."""
+def read_sample(inputs: InputSet, *, types: str = "") -> SourceSample:
+    """Schema over up to 1,000 sources, and some rows of the first that can be read.
+
+    Args:
+        types: `column:type` pairs, joined by commas, that replace what the sources show.
+    """
     schemas, rows, count, size_bytes, bad, error = [], [], 0, 0, 0, ""
     for storage, source in inputs.sources():
         count += 1
@@ -163,8 +169,26 @@ def read_sample(inputs: InputSet) -> SourceSample:
     if not schemas:
         raise UsageError(f"no source of the input can be read; the last said: {error}")
     return SourceSample(
-        input_schema=merge_schemas(schemas), rows=rows, num_sources=count, size_bytes=size_bytes, bad_rows=bad
+        input_schema=set_types(merge_schemas(schemas), types), rows=rows, num_sources=count, size_bytes=size_bytes, bad_rows=bad
     )
+
+
+def set_types(schema: pa.Schema, types: str) -> pa.Schema:
+    """Replace column types.
+
+    Raises:
+        UsageError: not `column:type`, or no such column or type.
+    """
+    for pair in filter(None, (part.strip() for part in types.split(","))):
+        name, _, alias = pair.partition(":")
+        if name not in schema.names:
+            raise UsageError(f"column_types names {name!r}; the columns are {', '.join(schema.names)}")
+        try:
+            kind = pa.type_for_alias(alias)
+        except ValueError as error:
+            raise UsageError(f"column_types {pair!r}: write column:type, such as score:double or zip:string") from error
+        schema = schema.set(schema.names.index(name), pa.field(name, kind))
+    return schema
 
 
 def _first_rows(inputs: InputSet, storage: Any, source: Any, schema: Any) -> tuple[list[dict[str, Any]], int]:
@@ -184,7 +208,10 @@ def cluster_workers(request: EmbedRequest) -> WorkerResources:
     """Workers that fit on the cluster Ray is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     s = request.settings
-    return plan_workers(nodes, workers=s.workers, cpus=s.cpus_per_worker, gpus=s.gpus_per_worker, device=s.device)
+    return plan_workers(
+        nodes, workers=s.workers, cpus=s.cpus_per_worker, gpus=s.gpus_per_worker, device=s.device,
+        placement=s.placement,
+    )  # fmt: skip
 
 
 def _run(
@@ -232,15 +259,17 @@ def make_spec(
         schema, source.rows, given=request.columns, available=[m for m in MODALITIES if m in probe.model.widths]
     )
     drop = [name.strip() for name in s.drop_columns.split(",") if name.strip()]
-    kept = kept_columns(schema, encodings, drop=drop, keep_media=s.keep_media)
-    check_clashes(schema, encodings, kept)
-    for column in (request.id_column, request.explode):
-        if column and column not in schema.names:
-            raise UsageError(f"no column {column!r}; the columns are {', '.join(schema.names)}")
+    if request.id_column:
+        check_column(schema, request.id_column)
+    if request.explode and request.explode not in schema.names:
+        raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
+    id_column = request.id_column or (ID if ID in schema.names else None)
+    kept = kept_columns(schema, encodings, id_column=id_column, drop=drop, keep_media=s.keep_media)
+    check_clashes(encodings, kept)
     names = {name: [m for m, e in _names(probe, encodings).items() if e == name] for name in probe.model.kernels}
     return RunSpec(
         output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
-        kept=tuple(kept), id_column=request.id_column or (ID if ID in schema.names else None), explode=request.explode,
+        kept=tuple(kept), id_column=id_column, explode=request.explode,
         half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
         unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request),
         device=resources.device, threads=resources.threads,
@@ -329,8 +358,9 @@ def _say_choice(inputs: InputSet, spec: RunSpec, probe: ProbeResult, resources: 
     columns = ", ".join(f"{e.column} -> {e.output} ({probe.names[e.modality]})" for e in spec.encodings)
     say(f"input: {inputs.format}; embedding {columns}; carrying {', '.join(spec.kept) or 'nothing else'}")
     say(f"{resources.describe()}; kernels: {', '.join(f'{n} {k}' for n, k in spec.model.kernels.items())}")
-    for name, kernels in probe.fell_back.items():
-        say(f"WARNING: {name} with {kernels} has cosine {probe.cosine[name]} to exact, below 0.999: it runs exact")
+    for name, left in probe.left.items():
+        for kernels, cosine in left.items():
+            say(f"WARNING: {name} does not run with {kernels}: its cosine to exact is {cosine}, below {MIN_COSINE}")
 
 
 def check_nodes_share(output: Output) -> None:

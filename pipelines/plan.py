@@ -1,7 +1,6 @@
 """The plan of an embed run as a Ray Data source: work units, listed lazily, those that are finished left out."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from workers.spec import RunSpec
 from workers.storage import Storage
 from workers.unit import encode_task
 
+PLAN = "plan.json"
+"""What the planner leaves when it has listed everything: totals, and the parts the output will consist of."""
 _REUSED_PARTS = 16
 """Parts whose vectors a changed unit looks through: those of its source that begin nearest to it."""
 
@@ -78,11 +79,6 @@ class PlanSource(Datasource):
         return [ReadTask(lambda: _blocks(inputs, spec, ray.get(finished), retry), metadata)]
 
 
-def plan_path(spec: RunSpec) -> str:
-    """File the planner leaves when it has listed everything: totals, and the parts the output will consist of."""
-    return f"{spec.output.staging()}/plan.json"
-
-
 def _blocks(inputs: InputSet, spec: RunSpec, finished: dict[str, Entry], retry: bool) -> Iterator[pa.Table]:
     by_source = _by_source(finished, spec)
     parts: list[str] = []
@@ -90,7 +86,7 @@ def _blocks(inputs: InputSet, spec: RunSpec, finished: dict[str, Entry], retry: 
     for task in list_tasks(inputs, spec):
         parts.append(task.part)
         entry = finished.get(task.part)
-        if entry is not None and not (retry and entry["quarantine_lines"]):
+        if entry is not None and not (retry and has_errors(entry)):
             continue
         units += 1
         todo_bytes += task.unit.size_bytes
@@ -98,9 +94,14 @@ def _blocks(inputs: InputSet, spec: RunSpec, finished: dict[str, Entry], retry: 
         facts = {"key": task.key, "part": task.part, "broken": task.broken, "reuse": reuse}
         yield pa.table({"task": pa.array([encode_task(task.storage, task.unit, facts)], pa.binary())})
     plan = {"parts": parts, "todo_units": units, "todo_bytes": todo_bytes, "ignored": inputs.ignored}
-    spec.output.storage.write_bytes(plan_path(spec), json.dumps(plan).encode())
+    spec.output.stage(PLAN, json.dumps(plan).encode())
     if not units:
         yield pa.table({"task": pa.array([], pa.binary())})
+
+
+def has_errors(entry: Entry) -> bool:
+    """Would `--retry-errors` do this unit again?"""
+    return bool(entry["quarantine_lines"] or entry["modalities_dropped"])
 
 
 def _by_source(finished: dict[str, Entry], spec: RunSpec) -> dict[str, list[tuple[int, str]]]:
@@ -122,8 +123,5 @@ def _whole(source: Source) -> Unit:
 
 def read_plan(spec: RunSpec) -> dict[str, Any] | None:
     """What the planner left, once it has listed everything."""
-    path = plan_path(spec)
-    storage = spec.output.storage
-    if storage.is_local:
-        return json.loads(open(path, "rb").read()) if os.path.exists(path) else None
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+    plan = spec.output.staged(PLAN)
+    return json.loads(plan) if plan else None

@@ -6,20 +6,25 @@ Resolves the precision (fast kernels only where their vectors agree with exact o
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError, WorkerCrashedError
 
-from mmbm_core.bundle import EXACT, Bundle
-from mmbm_core.encoders import modalities_of
+from mmbm_core.errors import RunError
 from mmbm_core.media import Limits
+from mmbm_core.names import EXACT
 from mmbm_core.rows import Encoding, cells_of
 from mmbm_core.sample import MODALITIES, Modality
+from pipelines.progress import say
+from pipelines.trouble import user_error
 from workers.columns import get_column
-from workers.encode import load_worker_bundle
 from workers.resources import WorkerResources
 from workers.spec import ModelSpec
+
+if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
+    from mmbm_core.bundle import Bundle
 
 MIN_COSINE = 0.999
 SAMPLE_VALUES = 24
@@ -34,8 +39,8 @@ class ProbeResult:
     """Model name by modality."""
     cosine: dict[str, float] = field(default_factory=dict)
     """Smallest cosine of a fast vector to the exact one, by model name."""
-    fell_back: dict[str, str] = field(default_factory=dict)
-    """Kernels that were tried and left, by model name."""
+    left: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By model name: fast kernels that were left for their cosine, which was below MIN_COSINE."""
     prepare_s: dict[Modality, float] = field(default_factory=dict)
     """Seconds a value: tokenizing, or decoding and resizing."""
     model_s: dict[Modality, float] = field(default_factory=dict)
@@ -59,59 +64,76 @@ def run_probe(
         kernels: what an earlier run of this output settled on; then nothing is measured.
     """
     task = _probe.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    return ray.get(task.remote(model, samples, precision, options, resources, limits, budget, kernels))  # type: ignore[no-any-return]
+    for tried in (samples, samples, {modality: [] for modality in samples}):
+        try:
+            job = task.remote(model, tried, precision, options, resources, limits, budget, kernels)
+            return ray.get(job)  # type: ignore[no-any-return]
+        except WorkerCrashedError:
+            say("WARNING: the worker that tried the model on the input's first rows was killed")
+        except RayError as error:
+            raise user_error(error) from error
+    raise RunError(f"a worker is killed when it loads {model}, perhaps for lack of memory")
 
 
-@ray.remote(max_retries=1)
+@ray.remote(max_retries=0)
 def _probe(
     model: str, samples: dict[Modality, list[Any]], precision: str, options: dict[str, dict[str, Any]],
     resources: WorkerResources, limits: Limits, budget: dict[Modality, int], kernels: dict[str, str] | None,
 ) -> ProbeResult:  # fmt: skip
+    from workers.encode import load_worker_bundle
+
     shared: dict[str, Any] = {
         "device": resources.device, "threads": resources.threads, "options": options, "limits": limits, "budget": budget,
     }  # fmt: skip
     model = needed_models(model, samples)
     exact = load_worker_bundle(model, precision=EXACT, **shared)
+    samples = {m: v for m, v in samples.items() if m in exact.names}
+    used, cosine, left = dict(kernels or exact.kernels), {}, {}
     if kernels is None and precision == "fast":
-        chosen = load_worker_bundle(model, precision="fast", **shared)
-        cosine, fell_back = _compare(exact, chosen, samples)
-        used = {name: EXACT if name in fell_back else kernel for name, kernel in chosen.kernels.items()}
-        if fell_back:
-            chosen = load_worker_bundle(model, kernels=used, **shared)
-    else:
-        chosen, cosine, fell_back = exact, {}, {}
-        used = kernels or exact.kernels
+        for name in exact.kernels:
+            values = {m: v for m, v in samples.items() if exact.names.get(m) == name}
+            used[name], cosine[name], left[name] = _settle(exact, name, values, shared)
     result = ProbeResult(
         model=ModelSpec(
             model=model, kernels=used, spaces=exact.spaces, widths=exact.widths,
             shared=tuple(m for m in MODALITIES if m in exact.shared), options=options,
         ),
-        names=exact.names, cosine=cosine, fell_back=fell_back,
+        names=exact.names, cosine=cosine, left=left,
     )  # fmt: skip
     if kernels is None:
-        _measure(chosen, samples, result)
+        _measure(load_worker_bundle(model, kernels=used, **shared), samples, result)
     return result
 
 
 def needed_models(model: str, modalities: Iterable[Modality]) -> str:
     """The names of `model` that encode one of `modalities`; all of them where none does."""
+    from mmbm_core.encoders import modalities_of
+
     names = [name.strip() for name in model.split(",") if name.strip()]
     needed = [name for name in names if set(modalities_of(name)) & set(modalities)]
     return ",".join(needed or names)
 
 
-def _compare(
-    exact: Bundle, fast: Bundle, samples: dict[Modality, list[Any]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    cosine: dict[str, float] = {}
-    for modality, values in samples.items():
-        name = exact.names[modality]
-        one, other = (b.encode_values(modality, values) for b in (exact, fast))
-        good = [i for i in range(len(values)) if i not in one.errors and i not in other.errors]
-        if good and fast.kernels[name] != EXACT:
-            smallest = float(_cosines(one.values[good], other.values[good]).min())
-            cosine[name] = min(cosine.get(name, 1.0), round(smallest, 6))
-    return cosine, {name: fast.kernels[name] for name, value in cosine.items() if value < MIN_COSINE}
+def _settle(
+    exact: "Bundle", name: str, samples: dict[Modality, list[Any]], shared: dict[str, Any]
+) -> tuple[str, float, dict[str, float]]:
+    """The fastest kernels of `name` that agree with exact on the sample, their smallest cosine, and those left."""
+    from workers.encode import load_worker_bundle
+
+    left: dict[str, float] = {}
+    for kernels in exact.fast_kernels[name] if any(samples.values()) else ():
+        fast = load_worker_bundle(name, kernels={name: kernels}, **shared)
+        smallest = min(_smallest_cosine(exact, fast, m, values) for m, values in samples.items())
+        if smallest >= MIN_COSINE:
+            return kernels, smallest, left
+        left[kernels] = smallest
+    return EXACT, 1.0, left
+
+
+def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:
+    one, other = exact.encode_values(modality, values), fast.encode_values(modality, values)
+    good = [i for i in range(len(values)) if i not in one.errors and i not in other.errors]
+    return round(float(_cosines(one.values[good], other.values[good]).min(initial=1.0)), 6)
 
 
 def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -119,7 +141,7 @@ def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one * other).sum(1) / np.maximum(norms, 1e-12)  # type: ignore[no-any-return]
 
 
-def _measure(bundle: Bundle, samples: dict[Modality, list[Any]], result: ProbeResult) -> None:
+def _measure(bundle: "Bundle", samples: dict[Modality, list[Any]], result: ProbeResult) -> None:
     """Time per value, after one run that warms up."""
     for modality, values in samples.items():
         if not values:

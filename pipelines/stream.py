@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from mmbm_core.errors import RunError, UsageError
+from mmbm_core.errors import RunError
 from pipelines.plan import PlanSource
 from pipelines.progress import say
+from pipelines.trouble import RESUME, user_error, waiting_for
 from workers.output import Entry
-from workers.placement import COORDINATOR_CPUS
-from workers.resources import PLANNER_CPUS, WorkerResources
+from workers.resources import COORDINATOR_CPUS, PLANNER_CPUS, WorkerResources
 from workers.spec import RunSpec
 from workers.unit import UnitWorker
 
@@ -48,10 +47,10 @@ def stream_entries(
             books.tick()
             waited = time.monotonic() - last
             if waited > stall_s:
-                raise RunError(f"no unit ended for {waited:.0f} s. {_waiting_for()}") from None
+                raise RunError(f"no unit ended for {waited:.0f} s. {waiting_for()}. Then {RESUME}") from None
             if waited > _NOTICE_S and last == started and not noticed:
                 noticed = True
-                say(f"still waiting for the first unit. {_waiting_for()}")
+                say(f"still waiting for the first unit. {waiting_for()}")
             continue
         if entry is None:
             return
@@ -79,6 +78,7 @@ def _dataset(plan: PlanSource, spec: RunSpec, resources: WorkerResources) -> ray
     context.target_max_block_size = context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.retried_io_errors = []
+    context.scheduling_strategy = "SPREAD"
     apart = spec.pools is not None
     return ray.data.read_datasource(plan, override_num_blocks=1, num_cpus=PLANNER_CPUS).map_batches(
         UnitWorker,  # type: ignore[arg-type]
@@ -89,31 +89,4 @@ def _dataset(plan: PlanSource, spec: RunSpec, resources: WorkerResources) -> ray
         compute=ActorPoolStrategy(size=resources.workers + (1 if apart else 0)),
         num_cpus=COORDINATOR_CPUS if apart else resources.cpus,
         num_gpus=0 if apart else resources.gpus,
-        scheduling_strategy="SPREAD",
-    )
-
-
-def user_error(error: BaseException) -> Exception:
-    """What went wrong, out of the layers Ray wraps it in."""
-    seen: BaseException | None = error
-    last = error
-    while seen is not None:
-        if isinstance(seen, (UsageError, RunError)):
-            return seen
-        if isinstance(seen, OSError) and seen.strerror:
-            return RunError(f"{seen.strerror}: {seen.filename or ''}. Mend it and run the same command to resume")
-        last = seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    lines = [line for line in str(last).splitlines() if line.strip()]
-    return RunError(f"a worker failed: {type(last).__name__}: {lines[-1] if lines else ''}")
-
-
-def _waiting_for() -> str:
-    try:
-        have, free = ray.cluster_resources(), ray.available_resources()
-    except Exception as error:  # the cluster is gone: that is the answer
-        return f"The Ray cluster does not answer ({type(error).__name__}); run the same command again to resume"
-    return (
-        f"The cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU, free are {free.get('CPU', 0):g} "
-        f"and {free.get('GPU', 0):g}; `ray status` shows who holds the rest"
     )

@@ -9,7 +9,7 @@ from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import EMBEDDING, ID, MODALITIES, MODALITIES_COLUMN, Modality, embedding_column
 from workers.readers import READERS
-from workers.readers.tabular import is_media_struct
+from workers.readers.tabular import is_list, is_media_struct
 
 _TEXT_NAMES = (
     *("text", "texts", "caption", "captions", "sentence", "sentences", "text_a", "text_b", "sentence1", "sentence2"),
@@ -47,7 +47,9 @@ def choose_encodings(
     if any(given.values()):
         for modality, columns in given.items():
             for column in columns:
-                _check_column(schema, column, modality, available)
+                check_column(schema, column)
+                if modality not in available:
+                    raise UsageError(f"--{modality}-column {column}: the model encodes {', '.join(available)} only")
                 chosen.append((column, modality, _is_uri(schema, column, modality)))
     else:
         for modality in MODALITIES:
@@ -59,15 +61,24 @@ def choose_encodings(
             "--text-column, --image-column or --audio-column, or give a --model for what there is"
         )
     counts = {m: sum(1 for _, other, _ in chosen if other == m) for m in MODALITIES}
-    return tuple(
+    encodings = tuple(
         Encoding(column=c, modality=m, uri=u, output=embedding_column(m if counts[m] == 1 else c.replace(".", "_")))
         for c, m, u in chosen
     )
+    outputs = [e.output for e in encodings]
+    twice = sorted({e.column for e in encodings if outputs.count(e.output) > 1})
+    if twice:
+        raise UsageError(f"columns {', '.join(twice)} would share a vector column; name each once, or rename them")
+    return encodings
 
 
-def check_clashes(schema: pa.Schema, encodings: Sequence[Encoding], kept: Sequence[str]) -> None:
-    """Refuse source columns whose names the output needs itself."""
-    own = {MODALITIES_COLUMN, EMBEDDING, *(e.output for e in encodings)}
+def check_clashes(encodings: Sequence[Encoding], kept: Sequence[str]) -> None:
+    """Refuse source columns whose names the output needs itself.
+
+    Raises:
+        UsageError: which ones, and the way out.
+    """
+    own = {ID, MODALITIES_COLUMN, EMBEDDING, *(e.output for e in encodings)}
     clashes = sorted(own & set(kept))
     if clashes:
         raise UsageError(
@@ -76,16 +87,37 @@ def check_clashes(schema: pa.Schema, encodings: Sequence[Encoding], kept: Sequen
         )
 
 
-def kept_columns(schema: pa.Schema, encodings: Sequence[Encoding], *, drop: Sequence[str], keep_media: bool) -> list[str]:
-    """Source columns that travel to the output: all but raw media and those left out on request."""
+def kept_columns(
+    schema: pa.Schema, encodings: Sequence[Encoding], *, id_column: str | None, drop: Sequence[str], keep_media: bool
+) -> list[str]:
+    """Source columns that travel to the output: all but the id, raw media and those left out on request.
+
+    Raises:
+        UsageError: `drop` names a column that there is not.
+    """
     unknown = sorted(set(drop) - set(schema.names))
     if unknown:
         raise UsageError(f"drop_columns names {', '.join(unknown)}; the columns are {', '.join(schema.names)}")
-    media = {e.column.split(".")[0] for e in encodings if e.modality != "text" and not e.uri}
-    media |= {f.name for f in schema if is_media_struct(f.type)}
-    media |= {f.name for f in schema if f.name in (*_MEDIA_NAMES["image"], *_MEDIA_NAMES["audio"]) and _is_binary(f.type)}
-    out = set(drop) | {ID} | (set() if keep_media else media)
+    names = {*_MEDIA_NAMES["image"], *_MEDIA_NAMES["audio"]}
+    media = {e.column if e.column in schema.names else e.column.split(".")[0] for e in encodings if _holds_media(e)}
+    media |= {f.name for f in schema if is_media_struct(f.type) or (f.name.lower() in names and _is_media(f.type))}
+    out = set(drop) | ({ID} if id_column == ID else set()) | (set() if keep_media else media)
     return [name for name in schema.names if name not in out]
+
+
+def column_type(schema: pa.Schema, column: str) -> pa.DataType | None:
+    """Type of a column as `get_column` gives it; None where there is no such column."""
+    if column in schema.names:
+        return schema.field(column).type
+    name, *parts = column.split(".")
+    kind = schema.field(name).type if name in schema.names else None
+    listed = False
+    for part in parts:
+        while kind is not None and is_list(kind):
+            kind, listed = kind.value_type, True
+        index = kind.get_field_index(part) if kind is not None and pa.types.is_struct(kind) else -1
+        kind = kind.field(index).type if index >= 0 else None  # type: ignore[union-attr]
+    return pa.list_(kind) if listed and kind is not None else kind
 
 
 def get_column(row: dict[str, Any], column: str) -> Any:
@@ -101,15 +133,27 @@ def get_column(row: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _check_column(schema: pa.Schema, column: str, modality: Modality, available: Sequence[Modality]) -> None:
-    if column not in schema.names and column.split(".")[0] not in schema.names:
-        raise UsageError(f"no column {column!r}; the columns are {', '.join(schema.names)}")
-    if modality not in available:
-        raise UsageError(f"--{modality}-column {column}: the model encodes {', '.join(available)} only")
+def check_column(schema: pa.Schema, column: str) -> None:
+    """Raises: UsageError: no such column; names those there are, and the fields of the struct it begins with."""
+    if column_type(schema, column) is None:
+        known = [*schema.names, *_fields(schema, column.split(".")[0])]
+        raise UsageError(f"no column {column!r}; the columns are {', '.join(known)}")
+
+
+def _fields(schema: pa.Schema, column: str) -> list[str]:
+    kind = column_type(schema, column)
+    while kind is not None and is_list(kind):
+        kind = kind.value_type
+    return [f"{column}.{f.name}" for f in kind] if kind is not None and pa.types.is_struct(kind) else []
 
 
 def _is_uri(schema: pa.Schema, column: str, modality: Modality) -> bool:
-    return modality != "text" and column in schema.names and _is_string(schema.field(column).type)
+    kind = column_type(schema, column)
+    return modality != "text" and kind is not None and (_is_string(kind) or _is_string_list(kind))
+
+
+def _holds_media(encoding: Encoding) -> bool:
+    return encoding.modality != "text" and not encoding.uri
 
 
 def _find(schema: pa.Schema, sample: Sequence[dict[str, Any]], modality: Modality) -> list[tuple[str, bool]]:
@@ -120,7 +164,7 @@ def _find(schema: pa.Schema, sample: Sequence[dict[str, Any]], modality: Modalit
             first = named[0].lower() if named[0].lower() in ("text", "caption", "captions") else None
             return [(named[0], False)] if first else [(c, False) for c in named]
         return [(c, False) for c in strings if c != ID and _is_prose([row.get(c) for row in sample])]
-    uris = [(c, True) for c in schema.names if _URI_NAMES.get(c.lower()) == modality and _is_string(schema.field(c).type)]
+    uris = [(c, True) for c in schema.names if _URI_NAMES.get(c.lower()) == modality and _is_uri(schema, c, modality)]
     binary = [f.name for f in schema if _is_media(f.type)]
     named = [c for c in binary if c.lower() in _MEDIA_NAMES[modality]]
     found = named or [c for c in binary if _shows(modality, [row.get(c) for row in sample])]
@@ -151,7 +195,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _is_string_list(kind: pa.DataType) -> bool:
-    return bool((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_string(kind.value_type))
+    return is_list(kind) and _is_string(kind.value_type)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -159,6 +203,6 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_media(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind):
+    if is_list(kind):
         return _is_media(kind.value_type)
     return _is_binary(kind) or bool(is_media_struct(kind))

@@ -1,25 +1,32 @@
 """Units that kill their worker: found, isolated row by row, and the rows that did it quarantined.
 
 A decoder that dies in native code takes the whole process with it, and Ray runs the unit again on another actor, for
-ever. So each attempt leaves a mark in the run's staging folder. The third attempt goes row by row and notes the row
-before it touches it; a row that was under way at two deaths is not tried again.
+ever. So each attempt leaves a mark in the run's staging folder. From the third attempt on the unit goes row by row and
+the mark says which row is under way; a row that was under way at two deaths is not tried again.
 """
 
 import json
+from collections import Counter
 from types import TracebackType
 
 from workers.output import Output
 
 _CAREFUL_AFTER = 2
 _DEADLY = 2
+_READING = -1
+"""Stands for a row where a careful attempt died between rows: in the reader, or while it wrote."""
+
+
+class WorkerLost(Exception):
+    """An actor died that the unit needed: counts as a death of the unit's own worker."""
 
 
 class CrashLog:
     """The marks of one unit; used as a context, leaves none where the unit ends well or with an exception."""
 
     def __init__(self, output: Output, key: str) -> None:
-        self._storage, self._path = output.storage, f"{output.staging()}/attempts-{key}.json"
-        self._deaths: dict[int, int] = {}
+        self._output, self._name = output, f"attempts-{key}.json"
+        self._deaths: Counter[int] = Counter()
         self._attempts = 0
 
     @property
@@ -27,30 +34,35 @@ class CrashLog:
         """Has the unit died often enough to go row by row?"""
         return self._attempts > _CAREFUL_AFTER
 
+    @property
+    def unreadable(self) -> bool:
+        """Has reading the unit killed the worker as often as a row may?"""
+        return self.deadly(_READING)
+
     def __enter__(self) -> "CrashLog":
-        if self._storage.exists(self._path):
-            mark = json.loads(self._storage.read_bytes(self._path))
-            self._attempts = mark["attempts"]
-            self._deaths = {int(row): count for row, count in mark["deaths"].items()}
+        mark = self._output.staged(self._name)
+        if mark:
+            facts = json.loads(mark)
+            self._attempts = facts["attempts"]
+            self._deaths = Counter({int(row): count for row, count in facts["deaths"].items()})
+            if self.careful:
+                self._deaths[facts["row"]] += 1
         self._attempts += 1
-        self._write()
+        self.note(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._storage.delete(self._path)
+        if kind is None or not issubclass(kind, WorkerLost):
+            self._output.unstage(self._name)
 
-    def has_killed(self, position: int) -> bool:
-        """Was this row under way at two deaths? Else notes that it is under way now."""
-        if self._deaths.get(position, 0) >= _DEADLY:
-            return True
-        self._deaths = {row: count for row, count in self._deaths.items() if count >= _DEADLY} | {
-            position: self._deaths.get(position, 0) + 1
-        }
-        self._write()
-        return False
+    def deadly(self, position: int) -> bool:
+        """Was this row under way at two deaths?"""
+        return self._deaths[position] >= _DEADLY
 
-    def _write(self) -> None:
-        mark = {"attempts": self._attempts, "deaths": self._deaths}
-        self._storage.write_bytes(self._path, json.dumps(mark).encode())
+    def note(self, position: int | None) -> None:
+        """Leave a mark of the row that is under way now."""
+        row = _READING if position is None else position
+        mark = {"attempts": self._attempts, "deaths": self._deaths, "row": row}
+        self._output.stage(self._name, json.dumps(mark).encode())

@@ -5,18 +5,19 @@
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from mmbm_core.bundle import DEFAULT_MODEL, Bundle, load_bundle
-from mmbm_core.errors import RunError
+from mmbm_core.errors import RunError, UsageError
 
 
 class EncodeWorker:
     """Loads a model once; each call adds vector columns, `modalities` and `error` to a batch.
 
     Columns named `text`, `image` and `audio` are embedded, as `Bundle.embed` does. A row that can't be used keeps its
-    place, with null vectors and its `error`.
+    place, with null vectors and its `error`. Any `batch_format` will do; the answer is an Arrow table.
 
     Args:
         model: names joined by commas; see `load_bundle`, which takes `options` too.
@@ -27,8 +28,20 @@ class EncodeWorker:
     def __init__(self, model: str = DEFAULT_MODEL, *, device: str = "cpu", threads: int = 1, **options: Any) -> None:
         self.bundle = load_worker_bundle(model, device=device, threads=threads, **options)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table | dict[str, np.ndarray] | Any) -> pa.Table:
+        """Embed B rows.
+
+        Raises:
+            UsageError: no column to embed, or one has a name that the vectors need.
+        """
+        if isinstance(batch, dict):
+            batch = pa.table(batch)
+        elif not isinstance(batch, pa.Table):
+            batch = pa.Table.from_pandas(batch, preserve_index=False)
         embedded = self.bundle.embed(batch)
+        clashes = sorted(set(embedded.column_names) & set(batch.column_names))
+        if clashes:
+            raise UsageError(f"the rows have columns named {', '.join(clashes)} already; drop or rename them first")
         for name in embedded.column_names:
             batch = batch.append_column(embedded.schema.field(name), embedded[name])
         return batch

@@ -4,22 +4,27 @@ Gives every row an id, reaches into structs, fetches URIs, explodes lists, and t
 quarantine lines.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from mmbm_core.errors import MediaError
-from mmbm_core.rows import Cell, Encoding, cells_of
-from mmbm_core.sample import MODALITIES, QUARANTINE_SCHEMA, Modality
+from mmbm_core.rows import Cell, Encoding, cells_of, missing_error
+from mmbm_core.sample import QUARANTINE_SCHEMA, Modality
 from mmbm_core.urls import fetch
-from workers.columns import get_column
+from workers.columns import column_type, get_column
 from workers.readers.base import Chunk
+from workers.readers.tabular import is_list, is_media_struct
 from workers.spec import RunSpec
 
 _FETCHERS = 16
+_PIECE_BYTES = 32 << 20
+_PIECE_ROWS = 512
+_In, _Out = TypeVar("_In"), TypeVar("_Out")
 
 
 @dataclass(kw_only=True)
@@ -65,6 +70,7 @@ class RowGuard:
     def __init__(self, spec: RunSpec, *, uri: str, relative: str, base: str) -> None:
         self._spec, self._uri, self._relative, self._base = spec, uri, relative, base
         self._columns = [c for c in (spec.id_column, spec.explode, *(e.column for e in spec.encodings)) if c]
+        self._fetched = [e.uri or _may_be_path(spec.source_schema, e) for e in spec.encodings]
         self._ids: set[str] = set()
         self.rows_in = 0
         self.rows_exploded = 0
@@ -72,17 +78,46 @@ class RowGuard:
     def source(self, position: int) -> str:
         return f"{self._uri}#{position}"
 
-    def __call__(self, chunk: Chunk, quarantine: Quarantine) -> Rows:
-        """Rows of the chunk that have an id of their own; the others are quarantined."""
+    def __call__(self, chunk: Chunk, quarantine: Quarantine) -> Iterator[Rows]:
+        """Rows of the chunk that have an id of their own; the others are quarantined.
+
+        Where media are fetched, rows come in pieces of at most _PIECE_BYTES of them, and the next are being fetched
+        while the caller encodes these.
+        """
         for bad in chunk.bad:
             quarantine.add(f"{self._relative}#{bad.position}", self.source(bad.position), bad.error, "read")
         rows = chunk.table.select(self._needed(chunk.table)).to_pylist()
-        parents = list(range(self.rows_in, self.rows_in + len(rows)))
+        first = self.rows_in
         self.rows_in += len(rows) + len(chunk.bad)
         ids = [self._id(row, position) for row, position in zip(rows, chunk.positions, strict=True)]
         index = list(range(len(rows)))
         if self._spec.explode:
             ids, rows, index = self._explode(self._spec.explode, ids, rows)
+        fresh = self._fresh(ids, index, chunk, quarantine)
+        rows, ids, index = [rows[i] for i in fresh], [ids[i] for i in fresh], [index[i] for i in fresh]
+        table = self._kept(chunk.table, rows, index)
+        start = 0
+        for cells in self._pieces(rows):
+            stop = start + len(cells[0])
+            piece = index[start:stop]
+            yield Rows(
+                ids=ids[start:stop],
+                sources=[self.source(chunk.positions[i]) for i in piece],
+                parents=[first + i for i in piece],
+                table=table.slice(start, stop - start),
+                cells=list(zip(self._spec.encodings, cells, strict=True)),
+            )
+            start = stop
+
+    def refuse(self, chunk: Chunk, error: str, quarantine: Quarantine) -> None:
+        """Quarantine rows without touching their media."""
+        rows = chunk.table.select(self._needed(chunk.table)).to_pylist()
+        self.rows_in += len(rows)
+        for row, position in zip(rows, chunk.positions, strict=True):
+            quarantine.add(self._id(row, position), self.source(position), error, "encode")
+
+    def _fresh(self, ids: Sequence[str], index: Sequence[int], chunk: Chunk, quarantine: Quarantine) -> list[int]:
+        """Places of the ids that the unit has not met; the second of two is quarantined."""
         fresh: list[int] = []
         for at, id in enumerate(ids):
             if id in self._ids:
@@ -91,14 +126,7 @@ class RowGuard:
             else:
                 self._ids.add(id)
                 fresh.append(at)
-        rows, ids, index = [rows[i] for i in fresh], [ids[i] for i in fresh], [index[i] for i in fresh]
-        return Rows(
-            ids=ids,
-            sources=[self.source(chunk.positions[i]) for i in index],
-            parents=[parents[i] for i in index],
-            table=self._kept(chunk.table, rows, index),
-            cells=[(e, self._cells(e, rows)) for e in self._spec.encodings],
-        )
+        return fresh
 
     def _needed(self, table: pa.Table) -> list[str]:
         columns = {c.split(".")[0] for c in self._columns} | set(self._columns)
@@ -108,7 +136,7 @@ class RowGuard:
         value = get_column(row, self._spec.id_column) if self._spec.id_column else None
         if value is None or value == "":
             return f"{self._relative}#{position}"
-        return value if isinstance(value, str) else str(value)
+        return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
     def _explode(
         self, column: str, ids: Sequence[str], rows: Sequence[dict[str, Any]]
@@ -127,32 +155,75 @@ class RowGuard:
         kept = table.select([name for name in self._spec.kept]).take(pa.array(index, pa.int64()))
         column = self._spec.explode
         if column in self._spec.kept:
-            kind = self._spec.output_schema().field(column).type
-            kept = kept.set_column(kept.column_names.index(column), column, pa.array([r[column] for r in rows], kind))
+            field = self._spec.output_schema().field(column)
+            kept = kept.set_column(kept.column_names.index(column), field, pa.array([r[column] for r in rows], field.type))
         return kept
 
-    def _cells(self, encoding: Encoding, rows: Sequence[dict[str, Any]]) -> list[Cell]:
-        values = [get_column(row, encoding.column) for row in rows]
-        if not encoding.uri:
-            return cells_of(values, encoding.modality)
-        with ThreadPoolExecutor(_FETCHERS) as pool:
-            return list(pool.map(self._fetch, values))
+    def _pieces(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[list[Cell]]]:
+        """Cells by encoding, of some rows after the other."""
+        encodings = self._spec.encodings
+        if rows and not any(self._fetched):
+            yield [cells_of([get_column(row, e.column) for row in rows], e.modality) for e in encodings]
+            return
+        piece: list[list[Cell]] = [[] for _ in encodings]
+        held_bytes = 0
+        for cells in _ahead(self._row_cells, rows):
+            for column, cell in zip(piece, cells, strict=True):
+                column.append(cell)
+                held_bytes += sum(map(len, cell)) if isinstance(cell, tuple) else 0
+            if held_bytes > _PIECE_BYTES or len(piece[0]) >= _PIECE_ROWS:
+                yield piece
+                piece, held_bytes = [[] for _ in encodings], 0
+        if piece[0]:
+            yield piece
 
-    def _fetch(self, value: Any) -> Cell:
-        uris = [u for u in (value if isinstance(value, list) else [value]) if u]
-        try:
-            fetched = tuple(fetch(str(uri), policy=self._spec.urls, base=self._base) for uri in uris)
-        except MediaError as error:
-            return error
-        return fetched or None
+    def _row_cells(self, row: dict[str, Any]) -> list[Cell]:
+        """A row's cells, those behind URIs fetched."""
+        cells: list[Cell] = []
+        for encoding, fetched in zip(self._spec.encodings, self._fetched, strict=True):
+            value = get_column(row, encoding.column)
+            try:
+                if fetched:
+                    value = [self._load(v) for v in (value if isinstance(value, list) else [value])]
+                cells += cells_of([value], encoding.modality)
+            except MediaError as error:
+                cells.append(error)
+        return cells
+
+    def _load(self, value: Any) -> bytes | None:
+        """What a URI names; of `{"bytes": ..., "path": ...}` the bytes, or where there are none, what the path names."""
+        if isinstance(value, dict):
+            if value.get("bytes") is not None:
+                return bytes(value["bytes"])
+            value = value.get("path")
+        return fetch(str(value), policy=self._spec.urls, base=self._base) if value else None
+
+
+def _ahead(job: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:
+    """Results of `job` in order; some more are under way in threads."""
+    pool = ThreadPoolExecutor(_FETCHERS)
+    pending: deque[Future[_Out]] = deque()
+    try:
+        for value in values:
+            pending.append(pool.submit(job, value))
+            if len(pending) > 2 * _FETCHERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def row_errors(errors: dict[Modality, str], modalities: Sequence[Modality], spec: RunSpec) -> str | dict[Modality, str]:
     """What keeps an encoded row out of the output; "" where nothing does."""
     if errors and (spec.on_bad_modality == "quarantine" or not modalities):
         return errors
-    return "" if modalities else f"no {' or '.join(m for m in MODALITIES if m in _wanted(spec))} in this row"
+    return "" if modalities else missing_error(e.modality for e in spec.encodings)
 
 
-def _wanted(spec: RunSpec) -> set[Modality]:
-    return {e.modality for e in spec.encodings}
+def _may_be_path(schema: pa.Schema, encoding: Encoding) -> bool:
+    """Hugging Face's structs may hold a path alone."""
+    kind = column_type(schema, encoding.column)
+    while kind is not None and is_list(kind):
+        kind = kind.value_type
+    return encoding.modality != "text" and kind is not None and is_media_struct(kind)

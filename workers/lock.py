@@ -1,8 +1,8 @@
 """One run at a time per OUTPUT, and no commit by a run that is over.
 
-A local lock is the operating system's (`flock`): it ends with its owner, however that dies. An object store has none, so
-there a heartbeat file says who is alive. Commits of a local run go through a staging folder of its own, which the next
-run deletes first: a late writer of a dead run finds its file gone and can't commit.
+A local lock is the operating system's (`flock`): it ends with its owner, however that dies. Commits of a local run go
+through a staging folder of its own, which the next run deletes first: a late writer of a dead run finds it gone and
+can't commit. An object store has no locks, so there a heartbeat file says who is alive and who may commit.
 """
 
 import fcntl
@@ -13,13 +13,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mmbm_core.errors import RunError
 from workers.storage import Storage
 
 HEARTBEAT_S = 10.0
 STALE_S = 45.0
+SETTLE_S = 0.5
 
 
 @contextmanager
@@ -40,8 +41,7 @@ def output_lock(storage: Storage, folder: str) -> Iterator[str]:
 
 def owns_lock(storage: Storage, folder: str, token: str) -> bool:
     """Is the run called `token` still the one that may commit? (One object-store read.)"""
-    path = f"{folder}/_lock"
-    return storage.exists(path) and json.loads(storage.read_bytes(path)).get("token") == token
+    return _token(_read(storage, f"{folder}/_lock")) == token
 
 
 @contextmanager
@@ -61,15 +61,11 @@ def _flock(path: str, token: str) -> Iterator[None]:
 
 @contextmanager
 def _heartbeat(storage: Storage, path: str, token: str) -> Iterator[None]:
-    deadline = time.monotonic() + STALE_S
-    seen = storage.read_bytes(path) if storage.exists(path) else None
-    while seen is not None and json.loads(seen)["token"] and time.monotonic() < deadline:
-        time.sleep(HEARTBEAT_S / 2)
-        now = storage.read_bytes(path) if storage.exists(path) else None
-        if now != seen and now is not None and json.loads(now)["token"]:
-            raise _taken(now)
-        seen = seen if now is not None else None
+    _wait_until_free(storage, path)
     storage.write_bytes(path, _owner(token))
+    time.sleep(SETTLE_S)
+    if _token(_read(storage, path)) != token:  # two began at once: the one that wrote last goes on
+        raise _taken(_read(storage, path) or b"")
     over = threading.Event()
     beat = threading.Thread(target=_beat, args=(storage, path, token, over), daemon=True)
     beat.start()
@@ -78,12 +74,46 @@ def _heartbeat(storage: Storage, path: str, token: str) -> Iterator[None]:
     finally:
         over.set()
         beat.join()
-        storage.delete(path)
+        with suppress(OSError):
+            if _token(_read(storage, path)) == token:
+                storage.delete(path)
+
+
+def _wait_until_free(storage: Storage, path: str) -> None:
+    """A lock that does not change for STALE_S was left by a run that died.
+
+    Raises:
+        RunError: its owner is alive.
+    """
+    first = _read(storage, path)
+    deadline = time.monotonic() + STALE_S
+    while first is not None and time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_S / 2)
+        now = _read(storage, path)
+        if now is None:
+            return
+        if now != first:
+            raise _taken(now)
 
 
 def _beat(storage: Storage, path: str, token: str, over: threading.Event) -> None:
+    """Say every HEARTBEAT_S that this run lives, until another took the lock because it was silent for too long."""
     while not over.wait(HEARTBEAT_S):
-        storage.write_bytes(path, _owner(token))
+        with suppress(OSError):  # the next beat may come through; a lock that got stale meanwhile is lost below
+            if _token(_read(storage, path)) != token:
+                return
+            storage.write_bytes(path, _owner(token))
+
+
+def _read(storage: Storage, path: str) -> bytes | None:
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
+def _token(owner: bytes | None) -> str | None:
+    return json.loads(owner).get("token") if owner else None
 
 
 def _owner(token: str) -> bytes:

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ from workers.storage import Storage
 ENTRY_KEY = b"mmbm.unit"
 SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
 _SEGMENT_ENTRIES = 64
+_TAKEN = "another run has taken this OUTPUT over, or its folder is gone; this one commits nothing more"
 
 Entry = dict[str, Any]
 """What the ledger knows of a unit: its key, source, range, counts and timings."""
@@ -53,6 +56,10 @@ class Output:
         self.storage.delete_dir(self.path("_staging"))
         for name in (*SIDE_FOLDERS, "_ledger", f"_staging/{self.token}"):
             self.storage.makedirs(self.path(name))
+        for folder in (self.folder, self.path("_ledger")):
+            for entry in list(self.storage.list(folder, recursive=False)):
+                if entry.name.startswith(".") and entry.name.endswith(".tmp"):  # a write that was killed
+                    self.storage.delete(entry.path)
 
     def clear(self) -> None:
         """Delete everything an earlier run left, the lock excepted."""
@@ -74,42 +81,77 @@ class Output:
         Raises:
             RunError: this run is over, another has taken the output.
         """
-        if self.storage.exists(self.path(name)):
-            self.storage.delete(self.path(name))  # first: a part must never stand beside another attempt's quarantine
-        for folder in SIDE_FOLDERS:
-            if folder in side and side[folder].num_rows:
-                self._put(f"{folder}/{name}", side[folder])
-            else:
-                self.storage.delete(self.path(folder, name))
-        self._put(name, table.replace_schema_metadata({ENTRY_KEY: json.dumps(entry)}))
-
-    def _put(self, name: str, table: pa.Table) -> None:
-        vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]
-        plain = [f.name for f in table.schema if f.name not in vectors]
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table,
-            sink,
-            compression={**{f"{v}.list.element": "NONE" for v in vectors}, **{p: "ZSTD" for p in plain}},
-            use_dictionary=plain or False,
-            write_statistics=plain or False,
-            row_group_size=65536,
-        )
-        data = sink.getvalue()
-        if not self.storage.is_local:
-            if not owns_lock(self.storage, self.folder, self.token):
-                raise RunError("another run has taken this OUTPUT over; this one commits nothing more")
-            self.storage.write_bytes(self.path(name), data)
+        tables = {f"{folder}/{name}": rows for folder, rows in side.items() if rows.num_rows}
+        tables[name] = table.replace_schema_metadata({ENTRY_KEY: json.dumps(entry)})
+        written = {target: _parquet(rows) for target, rows in tables.items()}
+        # The part goes first: it must never stand beside another attempt's quarantine.
+        stale = [name, *(f"{folder}/{name}" for folder in SIDE_FOLDERS if f"{folder}/{name}" not in tables)]
+        if self.storage.is_local:
+            self._switch(stale, written)
             return
-        staged = os.path.join(self.staging(), name.replace("/", "-"))
+        self._check_owner()
+        for target in stale:
+            self.storage.delete(self.path(target))
+        for target, data in written.items():
+            self._check_owner()
+            self.storage.write_bytes(self.path(target), data)
+
+    def _switch(self, stale: list[str], written: dict[str, pa.Buffer]) -> None:
+        """All that changes the output is a move out of or into the staging folder: without it nothing changes."""
+        for target, data in written.items():
+            self.stage(_flat(target), data, sync=True)
+        with self._fenced():
+            for target in stale:
+                if os.path.exists(self.path(target)):
+                    os.replace(self.path(target), os.path.join(self.staging(), f"stale-{_flat(target)}"))
+            for target in written:
+                os.replace(os.path.join(self.staging(), _flat(target)), self.path(target))
+
+    def stage(self, name: str, data: bytes | pa.Buffer, *, sync: bool = False) -> None:
+        """Write a file of the run's staging folder, which is not made again once another run has deleted it.
+
+        Args:
+            sync: wait until the disk has it.
+
+        Raises:
+            RunError: this run is over, another has taken the output.
+        """
+        path = os.path.join(self.staging(), name)
+        if not self.storage.is_local:
+            self.storage.write_bytes(path, data)
+            return
+        with self._fenced():
+            try:
+                with open(path + ".new", "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    if sync:
+                        os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(path + ".new")  # half a file on a full disk
+                raise
+            os.replace(path + ".new", path)
+
+    def staged(self, name: str) -> bytes | None:
+        """What `stage` wrote."""
+        path = os.path.join(self.staging(), name)
+        return self.storage.read_bytes(path) if self.storage.exists(path) else None
+
+    def unstage(self, name: str) -> None:
+        """Delete what `stage` wrote."""
+        self.storage.delete(os.path.join(self.staging(), name))
+
+    @contextmanager
+    def _fenced(self) -> Iterator[None]:
         try:
-            with open(staged, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staged, self.path(name))
+            yield
         except FileNotFoundError as error:
-            raise RunError("another run has taken this OUTPUT over; this one commits nothing more") from error
+            raise RunError(_TAKEN) from error
+
+    def _check_owner(self) -> None:
+        if not owns_lock(self.storage, self.folder, self.token):
+            raise RunError(_TAKEN)
 
     def entry_of(self, name: str) -> Entry:
         """The ledger entry in a part's footer."""
@@ -120,7 +162,7 @@ class Output:
     def entries(self) -> dict[str, Entry]:
         """Entries of all committed parts by name: from the ledger, from the part where the ledger missed it."""
         known: dict[str, Entry] = {}
-        for segment in self.storage.list(self.path("_ledger"), recursive=False):
+        for segment in self.storage.list(self.path("_ledger"), recursive=False):  # oldest first
             for line in self.storage.read_bytes(segment.path).splitlines():
                 if line.strip():
                     entry = json.loads(line)
@@ -152,7 +194,6 @@ class LedgerWriter:
 
     output: Output
     pending: list[Entry] = field(default_factory=list)
-    segments: int = 0
 
     def add(self, entry: Entry) -> None:
         self.pending.append(entry)
@@ -162,10 +203,9 @@ class LedgerWriter:
     def flush(self) -> None:
         if self.pending:
             data = b"".join(json.dumps(entry).encode() + b"\n" for entry in self.pending)
-            self.output.storage.write_bytes(
-                self.output.path("_ledger", f"{self.output.token}-{self.segments:06d}.jsonl"), data
-            )
-            self.pending, self.segments = [], self.segments + 1
+            name = f"{time.time_ns():020d}-{self.output.token}.jsonl"  # of two entries of a part the later one holds
+            self.output.storage.write_bytes(self.output.path("_ledger", name), data)
+            self.pending = []
 
     def replace_all(self, entries: dict[str, Entry]) -> None:
         """Write the whole ledger as one segment and drop the others."""
@@ -174,6 +214,26 @@ class LedgerWriter:
         self.flush()
         for path in old:
             self.output.storage.delete(path)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    """A table as a Parquet file: vectors plain, since they do not compress; the rest compressed."""
+    vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]
+    plain = [f.name for f in table.schema if f.name not in vectors]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression={**{f"{v}.list.element": "NONE" for v in vectors}, **dict.fromkeys(plain, "ZSTD")},
+        use_dictionary=plain or False,
+        write_statistics=plain or False,
+        row_group_size=65536,
+    )
+    return sink.getvalue()
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "-")
 
 
 def unit_key(unit: Unit, settings: str) -> str:

@@ -6,37 +6,45 @@
 """
 
 import itertools
+import random
+import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 
-from mmbm_core.bundle import Bundle
-from mmbm_core.encoders.base import Item
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import Limits
+from mmbm_core.names import EXACT
 from mmbm_core.rows import EncodeValues, Vectors
 from mmbm_core.sample import Modality
-from workers.encode import load_worker_bundle
-from workers.resources import WorkerResources
+from workers.crashes import WorkerLost
+from workers.resources import DECODE_CPUS, WorkerResources
 from workers.spec import ModelSpec, RunSpec
 
+if TYPE_CHECKING:  # torch loads where encoders do: the driver and the planner start without it
+    from mmbm_core.bundle import Bundle
+    from mmbm_core.encoders.base import Item
+
 PLACEMENTS = ("together", "per_modality", "decode_apart")
-DECODE_CPUS = 0.2
-COORDINATOR_CPUS = 0.05
 _DECODE_VALUES = 64
+_WINDOWS_AHEAD = 4
 
 
 def load_checked(
     model: ModelSpec, names: Sequence[str], *, device: str, threads: int, limits: Limits, budget: dict[Modality, int]
-) -> Bundle:
+) -> "Bundle":
     """Load some of a run's encoders as planned.
 
     Raises:
         UsageError: this node has other weights under the same name.
     """
+    from workers.encode import load_worker_bundle
+
     bundle = load_worker_bundle(
         ",".join(names),
         device=device,
@@ -70,9 +78,9 @@ def open_backend(spec: RunSpec) -> EncodeValues:
     return _RemoteEncoders(spec.pools)
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1)
 class EncoderActor:
-    """One encoder on its own share of the cluster."""
+    """One encoder on its own share of the cluster. Calls are not repeated by Ray: a value may be what killed it."""
 
     def __init__(self, model: ModelSpec, name: str, **options: Any) -> None:
         self.bundle = load_checked(model, [name], **options)
@@ -80,20 +88,22 @@ class EncoderActor:
     def encode_values(self, modality: Modality, values: list[Any]) -> Vectors:
         return self.bundle.encode_values(modality, values)
 
-    def encode_items(self, modality: Modality, items: list[Item]) -> np.ndarray:
-        return self.bundle.encoders[modality](modality, items)
+    def encode_prepared(self, modality: Modality, prepared: "list[Item | MediaError]") -> Vectors:
+        return self.bundle.encode_prepared(modality, prepared)
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1)
 class DecodeActor:
     """Prepares values on CPUs; holds the encoders only for their preprocessing."""
 
     def __init__(self, model: ModelSpec, **options: Any) -> None:
-        self.bundle = load_checked(model, list(model.kernels), **options)
+        exact = replace(model, kernels=dict.fromkeys(model.kernels, EXACT))  # a CPU need not have the GPU's kernels
+        self.bundle = load_checked(exact, list(model.kernels), **options)
+        for modality, name in self.bundle.names.items():
+            self.bundle.encoders[modality].encoder.fast = model.kernels[name] != EXACT
 
-    def prepare(self, modality: Modality, values: list[Any]) -> list[Item | MediaError]:
-        encoder = self.bundle.encoders[modality].encoder
-        return encoder.prepare(modality, values, limits=self.bundle.limits)
+    def prepare(self, modality: Modality, values: list[Any]) -> "list[Item | MediaError]":
+        return self.bundle.prepare_values(modality, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +133,12 @@ def start_pools(
         return None
     count = max(1, resources.workers // len(modalities))
     shared = {"limits": limits, "budget": budget, "threads": resources.threads}
-    share = 1 if resources.workers >= len(modalities) else resources.workers / len(modalities)
+    share = min(1.0, resources.workers / len(modalities))
+    gpus = resources.gpus * share
     encoders: dict[Modality, list[Any]] = {}
     for name, served in modalities.items():
         actor = EncoderActor.options(  # type: ignore[attr-defined]
-            num_cpus=resources.cpus * share, num_gpus=resources.gpus * share, scheduling_strategy="SPREAD"
+            num_cpus=resources.cpus * share, num_gpus=gpus if gpus <= 1 else int(gpus), scheduling_strategy="SPREAD"
         )
         handles = [actor.remote(model, name, device=resources.device, **shared) for _ in range(count)]
         encoders.update(dict.fromkeys(served, handles))
@@ -139,28 +150,42 @@ def start_pools(
 
 
 class _RemoteEncoders:
-    """Encodes through the pools, each actor in turn."""
+    """Encodes through the pools, each actor in turn.
+
+    Raises:
+        WorkerLost: an actor died; by then it has been started again.
+    """
 
     def __init__(self, pools: Pools) -> None:
+        self._actors = [*{id(a): a for handles in pools.encoders.values() for a in handles}.values(), *pools.decoders]
         self._encoders = {m: itertools.cycle(handles) for m, handles in pools.encoders.items()}
         self._decoders = itertools.cycle(pools.decoders) if pools.decoders else None
 
     def __call__(self, requests: list[tuple[Modality, list[Any]]]) -> list[Vectors]:
-        if self._decoders is None:
-            jobs = [next(self._encoders[m]).encode_values.remote(m, values) for m, values in requests]
-            return list(ray.get(jobs))
-        return [self._encode_apart(modality, values) for modality, values in requests]
+        try:
+            if self._decoders is None:
+                jobs = [next(self._encoders[m]).encode_values.remote(m, values) for m, values in requests]
+                return list(ray.get(jobs))
+            return [self._encode_apart(modality, values) for modality, values in requests]
+        except RayActorError as error:
+            ray.get([actor.__ray_ready__.options(max_task_retries=-1).remote() for actor in self._actors])
+            time.sleep(random.uniform(0, 2))  # else the unit beside the guilty one dies in step with it, twice
+            raise WorkerLost(str(error)) from error
 
     def _encode_apart(self, modality: Modality, values: list[Any]) -> Vectors:
-        """Windows are decoded in parallel and encoded as they come, in order."""
+        """Windows go from a decoder straight to an encoder, few at a time: pixels never pass through here."""
         assert self._decoders is not None
+        done: list[Vectors] = []
+        pending: deque[Any] = deque()
+        for start in range(0, len(values), _DECODE_VALUES):
+            prepared = next(self._decoders).prepare.remote(modality, values[start : start + _DECODE_VALUES])
+            pending.append(next(self._encoders[modality]).encode_prepared.remote(modality, prepared))
+            if len(pending) > _WINDOWS_AHEAD:
+                done.append(ray.get(pending.popleft()))
+        done += ray.get(list(pending))
         starts = range(0, len(values), _DECODE_VALUES)
-        windows = [next(self._decoders).prepare.remote(modality, values[s : s + _DECODE_VALUES]) for s in starts]
-        prepared = [item for window in ray.get(windows) for item in window]
-        good = [i for i, item in enumerate(prepared) if isinstance(item, Item)]
-        errors = {i: str(item) for i, item in enumerate(prepared) if isinstance(item, MediaError)}
-        actor = next(self._encoders[modality])
-        encoded = ray.get(actor.encode_items.remote(modality, [prepared[i] for i in good]))
-        vectors = np.zeros((len(values), encoded.shape[1]), dtype=np.float32)
-        vectors[good] = encoded
-        return Vectors(vectors, errors, {i for i in good if prepared[i].cut})
+        return Vectors(
+            np.concatenate([v.values for v in done]),
+            {start + i: error for start, v in zip(starts, done, strict=True) for i, error in v.errors.items()},
+            {start + i for start, v in zip(starts, done, strict=True) for i in v.cut},
+        )

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from mmbm_core.errors import UsageError
 
 PLANNER_CPUS = 0.1
+COORDINATOR_CPUS = 0.05
+"""Of a unit worker whose encoders are actors of their own; there is one more than there are encoders."""
+DECODE_CPUS = 0.2
 DEFAULT_WORKER_CPUS = 0.45
 """Two runs fit side by side, on one CPU too; a worker computes on a whole CPU all the same."""
 GPU_WORKER_CPUS = 2.0
+_BESIDE = {"together": 0.0, "per_modality": COORDINATOR_CPUS, "decode_apart": COORDINATOR_CPUS + DECODE_CPUS}
+"""CPUs that each encoder's worker needs beside its own, by placement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ def plan_workers(
     cpus: float | None = None,
     gpus: float | None = None,
     device: str = "auto",
+    placement: str = "together",
 ) -> WorkerResources:
     """Settle what was left open and refuse what can never be scheduled.
 
@@ -55,14 +61,18 @@ def plan_workers(
         )
     if gpus > 1 and gpus != int(gpus):
         raise UsageError(f"gpus_per_worker={gpus:g} can't be scheduled; allowed: a fraction below 1 or a whole number")
+    beside = _BESIDE[placement]
     if cpus is None:
-        cpus = min(GPU_WORKER_CPUS, 0.8 * total_cpus / max(1, total_gpus / gpus)) if gpus else DEFAULT_WORKER_CPUS
-    fits = sum(_fits(node, cpus, gpus) for node in _reserve_planner(nodes))
+        share = 0.8 * total_cpus / max(1, total_gpus / gpus) - beside if gpus else 0.0
+        cpus = min(GPU_WORKER_CPUS, share) if share > 0 else DEFAULT_WORKER_CPUS
+    reserved = PLANNER_CPUS + (COORDINATOR_CPUS if beside else 0.0)
+    fits = sum(_fits(node, cpus + beside, gpus) for node in _reserve(nodes, reserved))
     if workers is None:
         workers = fits if gpus or cpus != DEFAULT_WORKER_CPUS else min(fits, max(1, int(total_cpus)))
     if workers < 1 or workers > fits:
+        each = f"{cpus:g} CPU" + (f" (and {beside:g} for placement={placement})" if beside else "")
         raise UsageError(
-            f"{max(workers, 1)} workers with {cpus:g} CPU and {gpus:g} GPU each, and {PLANNER_CPUS} CPU to plan, do not "
+            f"{max(workers, 1)} workers with {each} and {gpus:g} GPU each, and {reserved:g} CPU to plan, do not "
             f"fit: the cluster has {total_cpus:g} CPU and {total_gpus:g} GPU on {len(nodes)} nodes, room for {fits}"
         )
     return WorkerResources(
@@ -71,10 +81,10 @@ def plan_workers(
     )  # fmt: skip
 
 
-def _reserve_planner(nodes: list[dict[str, float]]) -> list[dict[str, float]]:
+def _reserve(nodes: list[dict[str, float]], cpus: float) -> list[dict[str, float]]:
     """The planner takes its share on the node with the most CPUs."""
     most = max(range(len(nodes)), key=lambda i: nodes[i].get("CPU", 0.0), default=None)
-    return [{**n, "CPU": n.get("CPU", 0.0) - (PLANNER_CPUS if i == most else 0.0)} for i, n in enumerate(nodes)]
+    return [{**n, "CPU": n.get("CPU", 0.0) - (cpus if i == most else 0.0)} for i, n in enumerate(nodes)]
 
 
 def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:

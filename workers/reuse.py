@@ -1,96 +1,97 @@
 """Vectors of rows that have not changed, taken by content hash from the parts that a changed source leaves behind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmbm_core.errors import MediaError
-from mmbm_core.rows import Cell, Embedded, content_hash
+from mmbm_core.rows import Embedded, Keys, content_hash
+from mmbm_core.sample import MODALITIES_COLUMN
 from workers.output import Output, vector_columns
 
-HASH = "hash"
+HASH, CUT = "hash", "cut"
+_LOST = (OSError, KeyError, pa.ArrowException)
 
 
-def row_hashes(cells: Sequence[tuple[object, Sequence[Cell]]], num_rows: int) -> list[bytes | None]:
-    """16 bytes a row over all its cells; None for a row with an error."""
-    return [_row_hash([column[row] for _, column in cells]) for row in range(num_rows)]
+def row_hashes(keys: Sequence[Keys]) -> list[bytes | None]:
+    """16 bytes a row over all its values, column by column; None for a row with an error."""
+    return [_row_hash(row) for row in zip(*keys, strict=True)]
 
 
-def hash_table(hashes: Sequence[bytes]) -> pa.Table:
+def hash_table(hashes: Sequence[bytes], cut: Sequence[int]) -> pa.Table:
     """The `_hashes` file of a part, row by row as the part."""
-    return pa.table({HASH: pa.array(hashes, pa.binary(16))})
+    return pa.table({HASH: pa.array(hashes, pa.binary(16)), CUT: pa.array(cut, pa.int32())})
 
 
-def _row_hash(cells: list[Cell]) -> bytes | None:
-    digests = []
-    for cell in cells:
-        if isinstance(cell, MediaError):
-            return None
-        try:
-            digests.append(b"".join(content_hash(value) for value in cell or ()))
-        except UnicodeEncodeError:
-            return None
-    return content_hash(b"\0".join(len(d).to_bytes(4, "big") + d for d in digests))
+def _row_hash(cells: Sequence[tuple[bytes, ...] | None]) -> bytes | None:
+    if None in cells:
+        return None
+    return content_hash(b"".join(len(cell or ()).to_bytes(4, "big") + b"".join(cell or ()) for cell in cells))
 
 
-@dataclass
-class _Stored:
-    table: pa.Table
-    """Vector columns and modalities of one part."""
-    rows: dict[bytes, int]
+class _Part:
+    """A replaced part: its hashes at once, its vectors when the first of them is wanted."""
+
+    def __init__(self, output: Output, name: str) -> None:
+        self._output, self._name = output, name
+        with output.storage.open_input(output.path("_hashes", name)) as file:
+            hashes = pq.read_table(file)
+        self.rows = {digest: row for row, digest in enumerate(hashes[HASH].to_pylist())}
+        self.cut = hashes[CUT].to_numpy()
+
+    @cached_property
+    def table(self) -> pa.Table:
+        with self._output.storage.open_input(self._output.path(self._name)) as file:
+            part = pq.ParquetFile(file)
+            table = part.read(columns=[MODALITIES_COLUMN, *vector_columns(part.schema_arrow)])
+        if table.num_rows != len(self.cut):
+            raise OSError(f"{self._name} and its hashes differ in length")
+        return table
 
 
 class Reusable:
     """Rows of replaced parts by content hash.
 
     Args:
-        parts: names of parts made by the same build with the same columns; ones that are gone or broken are passed over.
+        parts: names of parts made by the same build; ones that are gone or broken are passed over.
     """
 
     def __init__(self, output: Output, parts: Sequence[str]) -> None:
-        self._stored = [stored for part in parts if (stored := _load(output, part)) is not None]
+        self._parts: list[_Part] = []
+        for name in parts:
+            with suppress(*_LOST):
+                self._parts.append(_Part(output, name))
 
     def __len__(self) -> int:
-        return sum(len(stored.rows) for stored in self._stored)
+        return sum(len(part.rows) for part in self._parts)
 
     def find(self, hashes: Sequence[bytes | None]) -> dict[int, tuple[int, int]]:
         """Row -> (part, row there) for the hashes that are stored."""
         found: dict[int, tuple[int, int]] = {}
-        for row, digest in enumerate(hashes):
-            for at, stored in enumerate(self._stored):
-                if digest is not None and digest in stored.rows:
-                    found[row] = (at, stored.rows[digest])
-                    break
+        for at, part in enumerate(self._parts):
+            hits = {row: (at, part.rows[h]) for row, h in enumerate(hashes) if h in part.rows and row not in found}
+            with suppress(*_LOST):
+                if hits and part.table.num_rows:  # read now: a part that has gone can't be found
+                    found |= hits
         return found
 
     def fill(self, embedded: Embedded, found: dict[int, tuple[int, int]]) -> None:
         """Copy the stored vectors and modalities into rows of `embedded`."""
-        by_part: dict[int, list[tuple[int, int]]] = {}
-        for row, (at, there) in found.items():
-            by_part.setdefault(at, []).append((row, there))
-        for at, pairs in by_part.items():
-            rows = [row for row, _ in pairs]
-            taken = self._stored[at].table.take(pa.array([there for _, there in pairs]))
+        for at, part in enumerate(self._parts):
+            rows = [row for row, (where, _) in found.items() if where == at]
+            there = [found[row][1] for row in rows]
+            if not rows:
+                continue
+            taken = part.table.take(pa.array(there))
             for name in embedded.vectors:
                 column = taken[name].combine_chunks()
                 width = column.type.list_size
                 flat = column.fill_null([0.0] * width).flatten() if column.null_count else column.flatten()
                 embedded.vectors[name][rows] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
                 embedded.present[name][rows] = ~np.asarray(column.is_null())
-            for row, modalities in zip(rows, taken["modalities"].to_pylist(), strict=True):
+            embedded.cut[rows] = part.cut[there]
+            for row, modalities in zip(rows, taken[MODALITIES_COLUMN].to_pylist(), strict=True):
                 embedded.modalities[row] = modalities
-
-
-def _load(output: Output, part: str) -> _Stored | None:
-    try:
-        with output.storage.open_input(output.path("_hashes", part)) as file:
-            hashes = pq.read_table(file)[HASH].to_pylist()
-        with output.storage.open_input(output.path(part)) as file:
-            opened = pq.ParquetFile(file)
-            table = opened.read(columns=["modalities", *vector_columns(opened.schema_arrow)])
-    except (OSError, pa.ArrowException):
-        return None
-    return _Stored(table, {digest: row for row, digest in enumerate(hashes)}) if len(hashes) == len(table) else None

@@ -13,6 +13,7 @@ from mmbm_core.sample import EMBEDDING, ID, MODALITIES_COLUMN, Modality, vector_
 from mmbm_core.urls import UrlPolicy
 from workers.output import Output
 from workers.readers.base import UnitSize
+from workers.readers.tabular import is_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class RunSpec:
 
     def _kept_field(self, name: str) -> pa.Field:
         field = self.source_schema.field(name)
-        if name == self.explode and pa.types.is_list(field.type):
+        if name == self.explode and is_list(field.type):
             return pa.field(name, field.type.value_type)
         return field.remove_metadata()
 

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
-from mmbm_core.rows import Cell, Embedded, Encoding, Seen, embed_cells, modalities_array, vector_array
+from mmbm_core.rows import Embedded, Keys, Seen, embed_cells, hash_cells, modalities_array, vector_array
 from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
-from workers.crashes import CrashLog
+from workers.crashes import CrashLog, WorkerLost
 from workers.guard import Quarantine, RowGuard, Rows, row_errors
 from workers.output import Entry
 from workers.placement import open_backend
@@ -18,6 +19,9 @@ from workers.readers.base import Chunk, Unit, UnreadableSource
 from workers.reuse import Reusable, hash_table, row_hashes
 from workers.spec import RunSpec
 from workers.storage import Storage
+
+_MAX_SEEN = 50_000
+"""Values of a unit that are remembered to encode equal ones once; lists of millions must not fill the memory."""
 
 
 class UnitWorker:
@@ -34,11 +38,12 @@ class UnitWorker:
     def run(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> Entry:
         """Do one unit whole. `facts` is what the planner knows: key, part name, parts to reuse, what broke the source."""
         started = time.monotonic()
-        work = _UnitRun(self.spec, self.encode, storage, unit, facts)
-        with CrashLog(self.spec.output, facts["key"]) as crashes:
-            for chunk in work.chunks(careful=crashes.careful):
-                work.add(chunk, crashes)
-            return work.commit(time.monotonic() - started)
+        while True:
+            with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
+                work = _UnitRun(self.spec, self.encode, storage, unit, facts)
+                for chunk in work.chunks(crashes):
+                    work.add(chunk, crashes)
+                return work.commit(time.monotonic() - started)
 
 
 class _UnitRun:
@@ -53,20 +58,24 @@ class _UnitRun:
         self.quarantine, self.dropped = Quarantine(), Quarantine()
         self.tables: list[pa.Table] = []
         self.hashes: list[bytes] = []
+        self.cut: list[int] = []
         self.seen: dict[Modality, Seen] = {}
         self.parents_out: set[int] = set()
-        self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0, "values_cut": 0}
+        self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0}
         self.reusable = Reusable(spec.output, facts.get("reuse", []))
 
-    def chunks(self, *, careful: bool) -> Iterator[Chunk]:
+    def chunks(self, crashes: CrashLog) -> Iterator[Chunk]:
         """Chunks of the unit; one row at a time where the unit has killed workers before."""
         if self.facts.get("broken"):
             self._broken(self.facts["broken"])
             return
+        if crashes.unreadable:
+            self._broken("reading it killed the worker twice")
+            return
         chunks = get_reader(self.spec.format).read(self.storage, self.unit, self.spec.source_schema)
         try:
             for chunk in chunks:
-                yield from _rows_of(chunk) if careful else [chunk]
+                yield from _rows_of(chunk) if crashes.careful else [chunk]
         except UnreadableSource as error:
             self._broken(str(error))
 
@@ -77,52 +86,57 @@ class _UnitRun:
 
     def add(self, chunk: Chunk, crashes: CrashLog) -> None:
         """Embed the rows of a chunk and keep those that can be used."""
-        if crashes.careful and chunk.positions and crashes.has_killed(chunk.positions[0]):
-            self.guard.rows_in += 1
-            position = chunk.positions[0]
-            source = self.guard.source(position)
-            self.quarantine.add(f"{self.unit.source.relative}#{position}", source, "killed its worker twice", "encode")
-            return
-        rows = self.guard(chunk, self.quarantine)
-        if rows.ids:
-            hashes = row_hashes(rows.cells, len(rows.ids))
-            embedded = self._embed(rows, hashes)
-            self._keep(rows, embedded, hashes)
+        if crashes.careful and chunk.positions:
+            if crashes.deadly(chunk.positions[0]):
+                self.guard.refuse(chunk, "killed its worker twice", self.quarantine)
+                return
+            crashes.note(chunk.positions[0])
+        self._add(chunk)
+        if crashes.careful:
+            crashes.note(None)
 
-    def _embed(self, rows: Rows, hashes: Sequence[bytes | None]) -> Embedded:
+    def _add(self, chunk: Chunk) -> None:
+        for rows in self.guard(chunk, self.quarantine):
+            keys = [hash_cells(cells) for _, cells in rows.cells]
+            hashes = row_hashes(keys)
+            self._keep(rows, self._embed(rows, keys, hashes), hashes)
+            if sum(map(len, self.seen.values())) > _MAX_SEEN:
+                self.seen.clear()
+
+    def _embed(self, rows: Rows, keys: Sequence[Keys], hashes: Sequence[bytes | None]) -> Embedded:
         found = self.reusable.find(hashes) if len(self.reusable) else {}
-        todo: list[tuple[Encoding, list[Cell]]] = [
-            (encoding, [None if row in found else cell for row, cell in enumerate(cells)])
-            for encoding, cells in rows.cells
-        ]
+        if found:
+            keys = [[None if row in found else key for row, key in enumerate(column)] for column in keys]
         embedded = embed_cells(
-            todo,
+            rows.cells,
             encode=self.encode,
             widths=self.spec.model.widths,
             shared=frozenset(self.spec.model.shared),
             seen=self.seen,
+            keys=keys,
         )
         self.reusable.fill(embedded, found)
         self.counts["rows_reused"] += len({rows.parents[row] for row in found})
         self.counts["duplicates"] += embedded.duplicates
-        self.counts["values_cut"] += sum(embedded.cut.values())
         return embedded
 
     def _keep(self, rows: Rows, embedded: Embedded, hashes: Sequence[bytes | None]) -> None:
         good: list[int] = []
         for row, errors in enumerate(embedded.errors):
             fatal = row_errors(errors, embedded.modalities[row], self.spec)
+            stage = "row" if isinstance(fatal, str) else "fetch" if hashes[row] is None else "encode"
             if fatal:
-                stage = "encode" if isinstance(fatal, dict) else "row"
                 self.quarantine.add(rows.ids[row], rows.sources[row], fatal, stage)
                 continue
             if errors:
-                self.dropped.add(rows.ids[row], rows.sources[row], errors, "encode")
+                stage = "fetch" if hashes[row] is None else "encode"
+                self.dropped.add(rows.ids[row], rows.sources[row], errors, stage)
                 self.counts["modalities_dropped"] += len(errors)
             good.append(row)
         self.parents_out.update(rows.parents[row] for row in good)
-        # A row without one of its modalities is taken up again when its source changes: its hash names no cell.
-        self.hashes += [hashes[row] or bytes(16) for row in good]
+        # A row without one of its modalities is tried again when its source changes: its hash names no row.
+        self.hashes += [bytes(16) if embedded.errors[row] else hashes[row] or bytes(16) for row in good]
+        self.cut += embedded.cut[good].tolist()
         self.tables.append(self._table(rows, embedded, good))
 
     def _table(self, rows: Rows, embedded: Embedded, good: list[int]) -> pa.Table:
@@ -156,11 +170,13 @@ class _UnitRun:
             "rows_written": table.num_rows,
             "quarantine_lines": len(self.quarantine.lines),
             "seconds": round(seconds, 3),
+            "ended_s": round(time.time(), 3),
             **self.counts,
+            "values_cut": sum(self.cut),
         }
         if rows_out + len(self.quarantine.lines) < self.guard.rows_in:
             raise AssertionError(f"rows lost in {entry}")
-        hashes = hash_table(self.hashes)
+        hashes = hash_table(self.hashes, self.cut)
         side = {"_quarantine": self.quarantine.table(), "_dropped": self.dropped.table(), "_hashes": hashes}
         self.spec.output.commit(self.facts["part"], table, entry, side)
         return entry
@@ -184,6 +200,3 @@ def _rows_of(chunk: Chunk) -> Iterator[Chunk]:
         yield Chunk(table=chunk.table.slice(0, 0), positions=[], bad=chunk.bad)
     for row, position in enumerate(chunk.positions):
         yield Chunk(table=chunk.table.slice(row, 1), positions=[position])
-
-
-__all__ = ["UnitWorker", "encode_task"]

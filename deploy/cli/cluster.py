@@ -2,27 +2,49 @@
 
 import logging
 import os
+import signal
 
 from mmbm_core.errors import RunError
 
+_SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ lines would stand between ours on standard error
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS or `ray start`; where there is none, start a local one that ends with this process.
+    """Join the cluster of RAY_ADDRESS or `ray start`; where there is none, start one that ends with this process.
 
     Raises:
         RunError: the cluster named by RAY_ADDRESS does not answer.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    import ray
-
+    stop = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except ValueError:  # an existing cluster takes no options
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
-        raise RunError(f"can't reach or start a Ray cluster: {error}") from error
+        _init()
+    except SystemExit:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _init() -> None:
+    import ray
+
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        try:
+            ray.init(include_dashboard=False, **quiet)
+        except ValueError:  # an existing cluster takes no options
+            ray.init(**quiet)
+    except (ConnectionError, RuntimeError, OSError) as error:
+        where = os.environ.get("RAY_ADDRESS")
+        what = f"reach the Ray cluster at RAY_ADDRESS={where}" if where else "start Ray"
+        raise RunError(f"can't {what}: {str(error).strip().splitlines()[0]}") from error

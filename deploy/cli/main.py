@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+            signal.signal(number, signal.SIG_DFL)
         return _fail("stopped; run the same command again to resume", 1)
     except BrokenPipeError:
         return 1

@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` tokens, `D` width.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """A model for one or several modalities. Built in float32; `accelerate` turns on the fast kernels."""
+    """A model for one or several modalities. Built in float32; `accelerate` turns on fast kernels."""
 
     modalities: tuple[Modality, ...]
     shared_space: bool = False
@@ -80,19 +81,15 @@ class Encoder(nn.Module, ABC):
     def preprocessing(self) -> dict[str, Any]:
         """Everything beside the weights that shapes a vector: sizes, pooling, prompts. Part of the fingerprint."""
 
-    def accelerate(self) -> str:
-        """Turn on what the hardware gains from; returns the name of the kernels (part of the build fingerprint)."""
-        self.fast = True
-        return "fp32"
-
-    def to_fast_dtype(self, *parts: nn.Module) -> str:
-        """Move `parts` (all where none is given) to `fast_dtype`; returns its name, `fp32` where there is none."""
+    def fast_kernels(self) -> tuple[str, ...]:
+        """Kernels that this device gains from, fastest (and least precise) first; none where exact is the fastest."""
         dtype = fast_dtype(self.device)
-        if dtype is None:
-            return "fp32"
-        for part in parts or (self,):
-            part.to(dtype)
-        return str(dtype).removeprefix("torch.")
+        return (dtype_name(dtype),) if dtype else ()
+
+    def accelerate(self, kernels: str) -> None:
+        """Turn on one of `fast_kernels`."""
+        self.fast = True
+        self.to(kernels_dtype(kernels))
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +109,22 @@ class Encoder(nn.Module, ABC):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` of torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def kernels_dtype(kernels: str) -> torch.dtype:
+    """The type that a name such as `bfloat16+scaled-jpeg` begins with."""
+    return getattr(torch, re.split(r"[-+]", kernels)[0])  # type: ignore[no-any-return]
+
+
+def image_kernels(device: torch.device) -> tuple[str, ...]:
+    """Of a transformer on images: half precision where the device has it, and JPEGs decoded at a smaller scale."""
+    dtypes = [dtype for dtype in (fast_dtype(device), torch.float32) if dtype is not None]
+    return tuple(f"{dtype_name(dtype)}+scaled-jpeg" for dtype in dtypes)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

@@ -59,10 +59,6 @@ class ClapEncoder(Encoder):
         rules = {"max_tokens": self.max_tokens, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
         return {"kind": "clap", "crop": "middle", "fused": self.fused, **rules, **settings(self.extractor)}
 
-    def accelerate(self) -> str:
-        self.fast = True
-        return self.to_fast_dtype()
-
     def prepare(
         self, modality: Modality, values: Sequence[Any], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:

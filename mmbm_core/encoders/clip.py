@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor, load_tokenizer
 from mmbm_core.encoders.pixels import PixelSteps, stack
 from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
@@ -52,9 +52,8 @@ class ClipEncoder(Encoder):
         rules = tokenizer_fingerprint(self.tokenizer)
         return {"kind": "clip", **text, "tokenizer": rules, **self.steps.model_dump()}
 
-    def accelerate(self) -> str:
-        self.fast = True
-        return f"{self.to_fast_dtype()}+scaled-jpeg"
+    def fast_kernels(self) -> tuple[str, ...]:
+        return image_kernels(self.device)
 
     def prepare(
         self, modality: Modality, values: Sequence[Any], *, limits: Limits = DEFAULT_LIMITS

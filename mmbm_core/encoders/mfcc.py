@@ -79,6 +79,9 @@ class MfccEncoder(Encoder):
     def budget(self, modality: Modality) -> int:
         return 30 * self.config.rate_hz
 
+    def fast_kernels(self) -> tuple[str, ...]:
+        return ()
+
     def preprocessing(self) -> dict[str, Any]:
         return {"kind": "mfcc", **self.config.model_dump()}
 

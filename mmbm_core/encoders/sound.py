@@ -21,7 +21,7 @@ def _prepare_one(value: bytes, rate_hz: int, max_s: float, limits: Limits, min_s
     import numpy as np
 
     try:
-        waveform = decode_audio(value, rate_hz=rate_hz, limits=limits)
+        waveform = decode_audio(value, rate_hz=rate_hz, limits=limits, keep_s=max_s)
     except MediaError as error:
         return error
     most = round(max_s * rate_hz)

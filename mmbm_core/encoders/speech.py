@@ -64,10 +64,6 @@ class SpeechEncoder(Encoder):
     def preprocessing(self) -> dict[str, Any]:
         return {"kind": "speech", "max_s": self.max_s, "min_samples": self.min_samples, **settings(self.extractor)}
 
-    def accelerate(self) -> str:
-        self.fast = True
-        return self.to_fast_dtype()
-
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:

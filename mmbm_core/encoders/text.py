@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer
 from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
 from mmbm_core.errors import MediaError, UsageError
@@ -74,9 +74,9 @@ class TextEncoder(Encoder):
         rules = tokenizer_fingerprint(self.tokenizer)
         return {"kind": "text", **self.config.model_dump(), "dense": str(self.dense), "tokenizer": rules}
 
-    def accelerate(self) -> str:
+    def accelerate(self, kernels: str) -> None:
         self.fast = True
-        return self.to_fast_dtype(self.model)  # the dense layers after the pooling stay float32
+        self.model.to(kernels_dtype(kernels))  # the dense layers after the pooling stay float32
 
     def prepare(
         self, modality: Modality, values: Sequence[str], *, limits: Limits = DEFAULT_LIMITS

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor
 from mmbm_core.encoders.pixels import PixelSteps, stack
 from mmbm_core.errors import MediaError, UsageError
@@ -18,6 +18,10 @@ from mmbm_core.sample import Modality
 
 VisionPooling = Literal["cls", "mean", "pooler"]
 _PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+
+
+_FLOAT32_ONLY = ("levit",)
+"""Families of transformers that keep tables which no cast reaches."""
 
 
 class VisionEncoder(Encoder):
@@ -49,15 +53,9 @@ class VisionEncoder(Encoder):
     def preprocessing(self) -> dict[str, Any]:
         return {"kind": "vision", "pooling": self.pooling, **self.steps.model_dump()}
 
-    def accelerate(self) -> str:
-        self.fast = True
-        kernels = self.to_fast_dtype()
-        try:
-            self("image", torch.zeros(1, 3, *self.steps.out_size, device=self.device))
-        except RuntimeError:  # some families (LeViT) keep tables that stay float32
-            self.float()
-            kernels = "fp32"
-        return f"{kernels}+scaled-jpeg"
+    def fast_kernels(self) -> tuple[str, ...]:
+        kernels = image_kernels(self.device)
+        return kernels[-1:] if self.model.config.model_type in _FLOAT32_ONLY else kernels  # type: ignore[union-attr]
 
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS

@@ -50,7 +50,7 @@ def merge_types(left: pa.DataType, right: pa.DataType) -> pa.DataType:
         for field in right:
             fields[field.name] = merge_types(fields.get(field.name, pa.null()), field.type)
         return pa.struct(list(fields.items())) if len(fields) <= _MAX_STRUCT_FIELDS else pa.string()
-    if _is_list(left) and _is_list(right):
+    if is_list(left) and is_list(right):
         return pa.list_(merge_types(left.value_type, right.value_type))
     return pa.string()
 
@@ -78,7 +78,7 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
         return pa.struct([(field.name, normal_type(field.type)) for field in kind])
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(normal_type(kind.value_type), kind.list_size)
-    if _is_list(kind):
+    if is_list(kind):
         return pa.list_(normal_type(kind.value_type))
     return kind
 
@@ -183,7 +183,7 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
         return value if isinstance(value, str) else _as_text(value)
     if pa.types.is_floating(kind) and type(value) is int:
         return float(value)
-    if _is_list(kind):
+    if is_list(kind):
         if not isinstance(value, list | tuple):
             raise TypeError("not a list")  # Arrow would take the letters of a string or the keys of an object
         return [_fit(item, kind.value_type) for item in value]
@@ -229,7 +229,7 @@ def _misfit(value: Any, field: pa.Field, error: Exception) -> str:
     name = type(value).__name__
     return (
         f"column {field.name!r}: the value is {given.get(name, f'a {name}')}, the column is {field.type}; "
-        f"give the column a type that holds all its values: --set column_types.{field.name}=string"
+        f"give the column a type that holds all its values: --set column_types={field.name}:string"
     )
 
 
@@ -262,10 +262,11 @@ def _without_nulls(kind: pa.DataType) -> pa.DataType:
         return pa.struct(fields) if fields else pa.string()
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(_without_nulls(kind.value_type), kind.list_size)
-    return pa.list_(_without_nulls(kind.value_type)) if _is_list(kind) else kind
+    return pa.list_(_without_nulls(kind.value_type)) if is_list(kind) else kind
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Lists of any layout."""
     return (
         pa.types.is_list(kind)
         or pa.types.is_large_list(kind)

@@ -110,7 +110,8 @@ def check_encoder(encode: Callable[..., np.ndarray]) -> Callable[..., None]:
         np.testing.assert_allclose(alone, reference, atol=1e-4)
         np.testing.assert_allclose(together, alone, atol=1e-5)
         assert encoder.space_fingerprint() == encoder.space_fingerprint()
-        assert encoder.accelerate()
+        for kernels in encoder.fast_kernels()[:1]:
+            encoder.accelerate(kernels)
         fast = encode(encoder, modality, values)
         cosine = (fast * alone).sum(1) / np.linalg.norm(fast, axis=1) / np.linalg.norm(alone, axis=1)
         print(f"fast cosine {cosine.min():.5f}")

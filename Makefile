@@ -1,0 +1,36 @@
+# Everything runs in a local .venv that the first target makes; later runs start at once.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test test-all lint bench-embed clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+quickstart: $(STAMP)  ## see text, images and sound embedded
+	$(BIN)/mmbm quickstart
+
+test: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q
+
+test-all: $(STAMP)  ## the slow ones too
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-embed: $(STAMP)  ## one table: this, the limit of the machine, and its peers
+	$(BIN)/python -m pip install -q -e ".[bench]"
+	$(BIN)/python -m pip install -q --no-deps "daft>=0.7,<0.8"  # it asks for an older pyarrow, and runs with this one
+	$(BIN)/python tests/benchmarks/embed.py
+
+clean:
+	rm -rf $(VENV) quickstart

@@ -1,0 +1,105 @@
+"""Embed runs on tiny models. All is as in a real run, but the units are done in this process, without actors to start."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import embed as embed_module
+from pipelines.embed import EmbedRequest, EmbedSettings
+from tests.checkpoints import save_clip, save_text_model
+from workers.unit import UnitWorker
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_text_model(tmp_path_factory.mktemp("text-model"))
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_clip(tmp_path_factory.mktemp("clip-model"))
+
+
+class Run:
+    """A finished embed run: its figures, and what it left in OUTPUT."""
+
+    def __init__(self, output: Path, figures: dict[str, Any]) -> None:
+        self.output, self.figures = output, figures
+
+    @property
+    def parts(self) -> list[Path]:
+        return sorted(self.output.glob("part-*.parquet"))
+
+    @property
+    def table(self) -> pa.Table:
+        return pa.concat_tables([pq.ParquetFile(part).read() for part in self.parts])
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows by id."""
+        listed = self.table.to_pylist()
+        assert len({row["id"] for row in listed}) == len(listed)
+        return {row["id"]: row for row in listed}
+
+    @property
+    def quarantine(self) -> dict[str, dict[str, Any]]:
+        return self._side("_quarantine")
+
+    @property
+    def dropped(self) -> dict[str, dict[str, Any]]:
+        return self._side("_dropped")
+
+    def _side(self, folder: str) -> dict[str, dict[str, Any]]:
+        parts = sorted((self.output / folder).glob("*.parquet"))
+        return {row["id"]: row for part in parts for row in pq.ParquetFile(part).read().to_pylist()}
+
+
+@pytest.fixture
+def embed(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_model: str
+) -> Iterator[Callable[..., Run]]:
+    """`embed(INPUT..., key=value)`: fields of the request or its settings; every run's books must balance."""
+
+    def run_here(plan: Any, spec: Any, resources: Any, *, stall_s: float, books: Any) -> Iterator[dict[str, Any]]:
+        worker = UnitWorker(spec)
+        for block in plan.get_read_tasks(1)[0]():
+            yield from map(json.loads, worker(block)["entry"].to_pylist())
+
+    def run(*inputs: Path, output: str = "out", real: bool = False, **given: Any) -> Run:
+        if not real:
+            monkeypatch.setattr(embed_module, "stream_entries", run_here)
+        settings = {k: given.pop(k) for k in list(given) if k in EmbedSettings.model_fields}
+        given = {"model": text_model, "precision": "exact"} | given
+        request = EmbedRequest(
+            inputs=[str(path) for path in inputs], output=str(tmp_path / output), settings=EmbedSettings(**settings),
+            **given,
+        )  # fmt: skip
+        done = Run(tmp_path / output, embed_module.embed(request))
+        f = done.figures
+        assert f["rows_in"] == f["rows_out"] + f["rows_quarantined"]
+        assert f["rows_written"] == done.table.num_rows
+        assert len({str(pq.ParquetFile(part).schema_arrow.remove_metadata()) for part in done.parts}) == 1
+        return done
+
+    yield run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """`write("name.parquet", rows)`: Parquet or JSONL."""
+
+    def make(name: str, rows: list[dict[str, Any]] | pa.Table) -> Path:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows), path)
+        return path
+
+    return make
