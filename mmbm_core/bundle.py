@@ -148,7 +148,7 @@ class Bundle:
         return list(self._threads.map(lambda value: self.prepare_values(modality, [value])[0], window))
 
     def prepare_values(self, modality: Modality, values: Sequence[Any]) -> list[Item | MediaError]:
-        """Items of N values. Where a tokenizer or a decoder fails in a way of its own, the values are tried one by one."""
+        """Items of N values. Where a tokenizer or a decoder fails in its own way, the values are tried one by one."""
         try:
             return self.encoders[modality].encoder.prepare(modality, values, limits=self.limits)
         except Exception as error:
@@ -197,9 +197,7 @@ def load_bundle(
             encoder.accelerate(used[name])
     if not encoders:
         raise UsageError("no model was named")
-    return Bundle(
-        encoders, kernels=used, spaces=spaces, limits=limits, budget=budget, prepare_threads=prepare_threads
-    )
+    return Bundle(encoders, kernels=used, spaces=spaces, limits=limits, budget=budget, prepare_threads=prepare_threads)
 
 
 def _build(name: str, options: dict[str, dict[str, Any]]) -> Encoder:

@@ -65,27 +65,29 @@ def decode_image(
         MediaError: empty, over a limit, truncated, or none of `IMAGE_FORMATS`.
     """
     _check_bytes(data, limits)
-    if min_size_px is not None and data.startswith(_JPEG_MAGIC):
-        pixels = _decode_jpeg_scaled(data, limits, min_size_px)
-        if pixels is not None:
-            return pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of sizes that `limits` judges, and of damaged EXIF data
+        if min_size_px is not None and data.startswith(_JPEG_MAGIC):
+            pixels = _decode_jpeg_scaled(data, limits, min_size_px)
+            if pixels is not None:
+                return pixels
+        return _decode_with_pillow(data, limits)
+
+
+def _decode_with_pillow(data: bytes, limits: Limits) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes that `limits` judges
-            with _open(data) as image:
-                _check_pixels(image.height, image.width, limits)
-                check_image_complete(data)
-                image.load()
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        with _open(data) as image:
+            _check_pixels(image.height, image.width, limits)
+            check_image_complete(data)
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except MediaError:
         raise
     except Exception as error:  # every decoder behind Pillow has exceptions of its own
         raise MediaError(f"not a readable image ({_reason(error)})") from error
 
 
-def decode_audio(
-    data: bytes, *, rate_hz: int, limits: Limits = DEFAULT_LIMITS, keep_s: float = math.inf
-) -> np.ndarray:
+def decode_audio(data: bytes, *, rate_hz: int, limits: Limits = DEFAULT_LIMITS, keep_s: float = math.inf) -> np.ndarray:
     """Decode to a mono float32 waveform (S,) in -1..1 at `rate_hz`: channels averaged, then resampled.
 
     Any container and codec of libsndfile (WAV, FLAC, OGG, Opus, MP3, AIFF, ...).

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmbm_core.errors import MediaError
-from mmbm_core.sample import EMBEDDING, MODALITIES, MODALITIES_COLUMN, Modality, vector_type
+from mmbm_core.sample import EMBEDDING, MODALITIES, Modality, vector_type
 
 Cell = tuple[Any, ...] | MediaError | None
 
@@ -185,7 +185,9 @@ def _encode_new(keyed: _Keyed, encode: EncodeValues, seen: dict[Modality, Seen],
         new: dict[bytes, Any] = {}
         for _, cells, column_keys in encodings:
             for cell, keys in zip(cells, column_keys, strict=True):
-                for key, value in zip(keys or (), cell or (), strict=False):  # no keys: an error, or not to be encoded
+                if not keys or not cell or isinstance(cell, MediaError):
+                    continue
+                for key, value in zip(keys, cell, strict=True):
                     if key in known or key in new:
                         result.duplicates += 1
                     else:

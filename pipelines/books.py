@@ -10,7 +10,7 @@ from workers.output import Entry, LedgerWriter, Output
 from workers.spec import RunSpec
 
 if TYPE_CHECKING:
-    from pipelines.embed import EmbedRequest
+    from pipelines.request import EmbedRequest
 
 _SUMMED = (
     *("rows_in", "rows_out", "rows_quarantined", "rows_exploded", "rows_written", "quarantine_lines"),

@@ -3,10 +3,11 @@
 import time
 from typing import Any
 
-from mmbm_core.sample import MODALITIES, Modality
-from pipelines.embed import EmbedRequest, cluster_workers, probe_input, read_sample
-from pipelines.probe import ProbeResult, sample_values
+from mmbm_core.sample import MODALITIES
+from pipelines.embed import EmbedRequest, cluster_workers, probe_input
+from pipelines.probe import ProbeResult
 from pipelines.progress import say
+from pipelines.sample import SourceSample, read_sample, values_per_row
 from workers.columns import choose_encodings
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
@@ -29,7 +30,7 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
     available = [m for m in MODALITIES if m in probe.model.widths]
     encodings = choose_encodings(source.input_schema, source.rows, given=request.columns, available=available)
     rows_read, bytes_read, seconds = _time_reading(inputs, source.input_schema)
-    per_row = {m: _values_per_row(source.rows, [e for e in encodings if e.modality == m], m) for m in available}
+    per_row = values_per_row(source, encodings)
     stages = {
         "read": seconds / max(rows_read, 1),
         "decode": sum(n * probe.prepare_s.get(m, 0.0) for m, n in per_row.items()),
@@ -74,13 +75,7 @@ def _time_reading(inputs: InputSet, schema: Any) -> tuple[int, int, float]:
     return rows, size_bytes, time.perf_counter() - started
 
 
-def _values_per_row(rows: list[dict[str, Any]], encodings: list[Any], modality: Modality) -> float:
-    """Mean number of values of a modality in a row of the sample."""
-    unlimited = sample_values(rows, encodings, limit=1 << 30).get(modality, [])
-    return len(unlimited) / max(len(rows), 1) if not any(e.uri for e in encodings) else float(len(encodings))
-
-
-def _bad_share(probe: ProbeResult, source: Any) -> float:
+def _bad_share(probe: ProbeResult, source: SourceSample) -> float:
     """Share of sampled rows that would be quarantined: unreadable ones and values the encoders refuse."""
     tried = max(len(source.rows) + source.bad_rows, 1)
     return round(min(1.0, (source.bad_rows + sum(probe.bad.values())) / tried), 4)

@@ -1,107 +1,36 @@
 """`mmbm embed`: a dataset in, its vectors out. Plans work units, streams them to workers, keeps the books."""
 
 import importlib.metadata
+import os
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import pyarrow as pa
 import ray
-from pydantic import BaseModel, ConfigDict, Field
 
 from mmbm_core.errors import RunError, UsageError
-from mmbm_core.media import Limits
-from mmbm_core.names import DEFAULT_MODEL
+from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
 from mmbm_core.urls import UrlPolicy
 from pipelines.books import Books
 from pipelines.plan import PlanSource
-from pipelines.probe import MIN_COSINE, ProbeResult, run_probe, sample_values
+from pipelines.probe import MIN_COSINE, SAMPLE_VALUES, ProbeResult, run_probe
 from pipelines.progress import say
+from pipelines.request import EmbedRequest, EmbedSettings
+from pipelines.sample import SourceSample, read_sample, sample_values, values_per_row
 from pipelines.stream import stream_entries
 from workers.columns import check_clashes, check_column, choose_encodings, kept_columns
 from workers.lock import output_lock
 from workers.output import Output
-from workers.placement import PLACEMENTS, start_pools
+from workers.placement import start_pools
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
-from workers.readers.tabular import merge_schemas
 from workers.resources import WorkerResources, plan_workers
 from workers.spec import RunSpec
 from workers.storage import open_location
 
 UNIT_SECONDS = 5.0
 _MAX_UNIT = UnitSize(rows=20_000, size_bytes=128 << 20)
-_SCHEMA_SOURCES = 1000
-_SAMPLE_ROWS = 64
-
-
-class EmbedSettings(BaseModel):
-    """Settings of `mmbm embed` beside its arguments; `--set key=value` sets one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    workers: int | None = Field(None, ge=1, description="actors; default: one a CPU, or as many as GPUs take")
-    cpus_per_worker: float | None = Field(None, gt=0, description="CPUs each actor reserves")
-    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs each actor reserves; fractions share one")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    placement: Literal["together", "per_modality", "decode_apart"] = Field("together", description=str(PLACEMENTS))
-    half: bool = Field(False, description="write float16 vectors")
-    keep_media: bool = Field(False, description="carry raw images and sounds into the output")
-    drop_columns: str = Field("", description="source columns to leave out, joined by commas")
-    column_types: str = Field("", description="types the sample got wrong, such as score:double,zip:string")
-    text_budget: int | None = Field(None, ge=1, description="tokens a batch, padding counted")
-    image_budget: int | None = Field(None, ge=1, description="pixels a batch")
-    audio_budget: int | None = Field(None, ge=1, description="samples a batch, padding counted")
-    pooling: str | None = Field(None, description="text: mean, cls, last or max; image: cls, mean or pooler")
-    prompt: str | None = Field(None, description="name of the text model's prompt (query, passage), or its words")
-    unit_rows: int | None = Field(None, ge=1, description="rows a work unit at most")
-    max_text_bytes: int = Field(Limits.text_bytes, ge=1)
-    max_media_bytes: int = Field(Limits.media_bytes, ge=1)
-    max_image_px: int = Field(Limits.image_px, ge=1)
-    max_audio_s: float = Field(Limits.audio_s, gt=0)
-    fetch_timeout_s: float = Field(30.0, gt=0, description="for one URI")
-    fetch_private: bool = Field(False, description="fetch from private and loopback addresses too")
-    stall_s: float = Field(900.0, gt=0, description="without progress for so long the run ends")
-
-
-class EmbedRequest(BaseModel):
-    """What the command line asks for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    inputs: list[str] = Field(min_length=1)
-    output: str
-    model: str = DEFAULT_MODEL
-    columns: dict[Modality, list[str]] = Field(default_factory=dict)
-    id_column: str | None = None
-    explode: str | None = None
-    format: str | None = None
-    precision: Literal["exact", "fast"] = "fast"
-    retry_errors: bool = False
-    overwrite: bool = False
-    on_bad_modality: Literal["quarantine", "drop"] = "quarantine"
-    max_error_rate: float | None = Field(None, ge=0, le=1)
-    allow_schemes: list[str] = Field(default_factory=list)
-    settings: EmbedSettings = EmbedSettings()
-
-    @property
-    def limits(self) -> Limits:
-        s = self.settings
-        return Limits(
-            text_bytes=s.max_text_bytes, media_bytes=s.max_media_bytes, image_px=s.max_image_px, audio_s=s.max_audio_s
-        )
-
-    @property
-    def budget(self) -> dict[Modality, int]:
-        given = {m: getattr(self.settings, f"{m}_budget") for m in MODALITIES}
-        return {m: value for m, value in given.items() if value is not None}
-
-    @property
-    def options(self) -> dict[str, dict[str, Any]]:
-        text = {"pooling": self.settings.pooling, "prompt": self.settings.prompt}
-        return {"text": {k: v for k, v in text.items() if v is not None}}
 
 
 def embed(request: EmbedRequest) -> dict[str, Any]:
@@ -130,80 +59,6 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
         raise RunError(f"can't write OUTPUT {request.output}: {error.strerror or error}") from error
 
 
-class SourceSample(BaseModel):
-    """What a look at the input's beginning shows."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    input_schema: Any
-    rows: list[dict[str, Any]]
-    num_sources: int
-    """Sources seen; _SCHEMA_SOURCES where there may be more."""
-    size_bytes: int
-    bad_rows: int
-
-    @property
-    def complete(self) -> bool:
-        return self.num_sources < _SCHEMA_SOURCES
-
-
-def read_sample(inputs: InputSet, *, types: str = "") -> SourceSample:
-    """Schema over up to 1,000 sources, and some rows of the first that can be read.
-
-    Args:
-        types: `column:type` pairs, joined by commas, that replace what the sources show.
-    """
-    schemas, rows, count, size_bytes, bad, error = [], [], 0, 0, 0, ""
-    for storage, source in inputs.sources():
-        count += 1
-        size_bytes += source.size_bytes
-        try:
-            schemas.append(inputs.reader.schema(storage, source))
-            if len(rows) < _SAMPLE_ROWS:
-                found, broken = _first_rows(inputs, storage, source, schemas[-1])
-                rows, bad = rows + found, bad + broken
-        except (ValueError, OSError) as problem:  # UnreadableSource among them: its own quarantine line will tell
-            error = str(problem)
-        if count >= _SCHEMA_SOURCES:
-            break
-    if not schemas:
-        raise UsageError(f"no source of the input can be read; the last said: {error}")
-    return SourceSample(
-        input_schema=set_types(merge_schemas(schemas), types), rows=rows, num_sources=count, size_bytes=size_bytes, bad_rows=bad
-    )
-
-
-def set_types(schema: pa.Schema, types: str) -> pa.Schema:
-    """Replace column types.
-
-    Raises:
-        UsageError: not `column:type`, or no such column or type.
-    """
-    for pair in filter(None, (part.strip() for part in types.split(","))):
-        name, _, alias = pair.partition(":")
-        if name not in schema.names:
-            raise UsageError(f"column_types names {name!r}; the columns are {', '.join(schema.names)}")
-        try:
-            kind = pa.type_for_alias(alias)
-        except ValueError as error:
-            raise UsageError(f"column_types {pair!r}: write column:type, such as score:double or zip:string") from error
-        schema = schema.set(schema.names.index(name), pa.field(name, kind))
-    return schema
-
-
-def _first_rows(inputs: InputSet, storage: Any, source: Any, schema: Any) -> tuple[list[dict[str, Any]], int]:
-    size = UnitSize(rows=_SAMPLE_ROWS, size_bytes=4 << 20)
-    for unit in inputs.reader.units(storage, source, size):
-        with closing(_generator(inputs.reader.read(storage, unit, schema))) as chunks:
-            for chunk in chunks:
-                return chunk.table.slice(0, _SAMPLE_ROWS).to_pylist(), len(chunk.bad)
-    return [], 0
-
-
-def _generator(chunks: Iterator[Any]) -> Any:
-    yield from chunks
-
-
 def cluster_workers(request: EmbedRequest) -> WorkerResources:
     """Workers that fit on the cluster Ray is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -218,15 +73,15 @@ def _run(
     request: EmbedRequest, inputs: InputSet, source: SourceSample, resources: WorkerResources, output: Output,
     started: float,
 ) -> dict[str, Any]:  # fmt: skip
-    if request.overwrite:
-        output.clear()
-    earlier = output.read_run()
+    earlier = None if request.overwrite else output.read_run()
     output.begin()
     check_nodes_share(output)
-    kernels = (earlier or {}).get("kernels") if (earlier or {}).get("precision") == request.precision else None
-    probe = probe_input(request, source, resources, kernels=kernels)
+    probe = probe_input(request, source, resources, kernels=_settled_kernels(request, earlier))
     spec = make_spec(request, inputs, source, resources, output, probe, earlier)
     _check_same_output(spec, earlier)
+    if request.overwrite:  # not before everything that could be wrong has been seen
+        output.clear()
+        output.begin()
     books = Books(output, spec, request, finished=output.entries() if earlier else {})
     books.open(_describe(request, spec, probe))
     _say_choice(inputs, spec, probe, resources)
@@ -240,13 +95,18 @@ def probe_input(
     request: EmbedRequest, source: SourceSample, resources: WorkerResources, *, kernels: dict[str, str] | None = None
 ) -> ProbeResult:
     """Try the model on the sample where workers run."""
-    tentative = choose_encodings(
-        source.input_schema, source.rows, given=request.columns, available=list(MODALITIES)
-    )
+    tentative = choose_encodings(source.input_schema, source.rows, given=request.columns, available=list(MODALITIES))
+    samples = sample_values(source, tentative, urls=_url_policy(request), limit=SAMPLE_VALUES)
     return run_probe(
-        request.model, sample_values(source.rows, tentative), precision=request.precision, options=request.options,
+        request.model, samples, precision=request.precision, options=request.options,
         resources=resources, limits=request.limits, budget=request.budget, kernels=kernels,
     )  # fmt: skip
+
+
+def _settled_kernels(request: EmbedRequest, earlier: dict[str, Any] | None) -> dict[str, str] | None:
+    """What an earlier run of this output settled on: a second measurement could come out otherwise."""
+    same = earlier is not None and all(earlier["request"][k] == getattr(request, k) for k in ("model", "precision"))
+    return earlier["kernels"] if earlier is not None and same else None
 
 
 def make_spec(
@@ -278,19 +138,18 @@ def make_spec(
     )  # fmt: skip
 
 
-def _names(probe: ProbeResult, encodings: Any) -> dict[Modality, str]:
+def _names(probe: ProbeResult, encodings: Sequence[Encoding]) -> dict[Modality, str]:
     return {e.modality: probe.names[e.modality] for e in encodings}
 
 
 def _unit_size(
-    request: EmbedRequest, source: SourceSample, resources: WorkerResources, probe: ProbeResult, encodings: Any,
-    earlier: dict[str, Any] | None,
+    request: EmbedRequest, source: SourceSample, resources: WorkerResources, probe: ProbeResult,
+    encodings: Sequence[Encoding], earlier: dict[str, Any] | None,
 ) -> UnitSize:  # fmt: skip
     """About UNIT_SECONDS of one worker's time, at least four units a worker."""
     if earlier and request.settings.unit_rows is None:
         return UnitSize(**earlier["unit_size"])
-    per_row = {m: float(sum(1 for e in encodings if e.modality == m)) for m in MODALITIES}
-    seconds = probe.seconds_per_row(per_row)
+    seconds = probe.seconds_per_row(values_per_row(source, encodings))
     rows = request.settings.unit_rows or max(16, round(UNIT_SECONDS / max(seconds, 1e-6)))
     size_bytes = _MAX_UNIT.size_bytes
     if source.complete:
@@ -303,8 +162,6 @@ def _url_policy(request: EmbedRequest) -> UrlPolicy:
     storage, path = open_location(request.inputs[0].split("*")[0])
     root = None
     if storage.is_local:
-        import os
-
         root = path if os.path.isdir(path) else os.path.dirname(path)
     schemes = frozenset([*request.allow_schemes, *([] if storage.is_local else [storage.scheme])])
     s = request.settings
@@ -374,8 +231,8 @@ def check_nodes_share(output: Output) -> None:
     ]
     if not all(ray.get(checks)):
         raise UsageError(
-            f"OUTPUT {output.folder} is a local folder that not all {len(nodes)} nodes of the cluster share; give a URL "
-            "such as s3://bucket/folder, or a path on a shared disk"
+            f"OUTPUT {output.folder} is a local folder that not all {len(nodes)} nodes of the cluster share; give a "
+            "URL such as s3://bucket/folder, or a path on a shared disk"
         )
 
 

@@ -1,8 +1,10 @@
 """`mmbm inspect`: what a dataset or an embeddings folder holds."""
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import pyarrow.parquet as pq
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import content_hash
 from mmbm_core.sample import ID, MODALITIES
-from pipelines.embed import read_sample
 from pipelines.progress import say
+from pipelines.sample import read_sample
 from workers.columns import choose_encodings
 from workers.output import Output, vector_columns
 from workers.readers.discover import discover
@@ -94,16 +96,17 @@ def _duplicate_ids(output: Output, parts: list[str]) -> dict[str, int]:
     """Ids with their counts, at most 20. Ids are dealt into files by hash; one file's ids are held at a time."""
     duplicates: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        buckets = [open(Path(scratch) / str(n), "a", encoding="utf-8") for n in range(_BUCKETS)]
-        for part in parts:
-            with output.storage.open_input(output.path(part)) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=[ID]):
-                    for id in batch[ID].to_pylist():
-                        buckets[content_hash(id)[0]].write(repr(id) + "\n")
+        buckets = [Path(scratch) / str(n) for n in range(_BUCKETS)]
+        with ExitStack() as stack:
+            files = [stack.enter_context(bucket.open("w", encoding="utf-8")) for bucket in buckets]
+            for part in parts:
+                with output.storage.open_input(output.path(part)) as opened:
+                    for batch in pq.ParquetFile(opened).iter_batches(columns=[ID]):
+                        for id in batch[ID].to_pylist():
+                            files[content_hash(id)[0]].write(json.dumps(id) + "\n")
         for bucket in buckets:
-            bucket.close()
-            counts = Counter(Path(bucket.name).read_text(encoding="utf-8").splitlines())
-            duplicates.update({id[1:-1]: count for id, count in counts.items() if count > 1})
+            counts = Counter(bucket.read_text(encoding="utf-8").splitlines())
+            duplicates.update({json.loads(id): count for id, count in counts.items() if count > 1})
     return dict(sorted(duplicates.items())[:_SHOWN])
 
 

@@ -57,9 +57,7 @@ class PlanSource(Datasource):
         retry_errors: take units with quarantined rows up again.
     """
 
-    def __init__(
-        self, inputs: InputSet, spec: RunSpec, *, finished: dict[str, Entry], retry_errors: bool
-    ) -> None:
+    def __init__(self, inputs: InputSet, spec: RunSpec, *, finished: dict[str, Entry], retry_errors: bool) -> None:
         super().__init__()
         self._inputs, self._spec = inputs, spec
         self._finished = ray.put(finished)

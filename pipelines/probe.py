@@ -4,7 +4,7 @@ Resolves the precision (fast kernels only where their vectors agree with exact o
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,9 @@ from ray.exceptions import RayError, WorkerCrashedError
 from mmbm_core.errors import RunError
 from mmbm_core.media import Limits
 from mmbm_core.names import EXACT
-from mmbm_core.rows import Encoding, cells_of
 from mmbm_core.sample import MODALITIES, Modality
 from pipelines.progress import say
 from pipelines.trouble import user_error
-from workers.columns import get_column
 from workers.resources import WorkerResources
 from workers.spec import ModelSpec
 
@@ -64,7 +62,8 @@ def run_probe(
         kernels: what an earlier run of this output settled on; then nothing is measured.
     """
     task = _probe.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    for tried in (samples, samples, {modality: [] for modality in samples}):
+    nothing: dict[Modality, list[Any]] = {modality: [] for modality in samples}
+    for tried in (samples, samples, nothing):
         try:
             job = task.remote(model, tried, precision, options, resources, limits, budget, kernels)
             return ray.get(job)  # type: ignore[no-any-return]
@@ -83,12 +82,15 @@ def _probe(
     from workers.encode import load_worker_bundle
 
     shared: dict[str, Any] = {
-        "device": resources.device, "threads": resources.threads, "options": options, "limits": limits, "budget": budget,
+        "device": resources.device, "threads": resources.threads, "options": options, "limits": limits,
+        "budget": budget,
     }  # fmt: skip
     model = needed_models(model, samples)
     exact = load_worker_bundle(model, precision=EXACT, **shared)
     samples = {m: v for m, v in samples.items() if m in exact.names}
-    used, cosine, left = dict(kernels or exact.kernels), {}, {}
+    used = dict(kernels or exact.kernels)
+    cosine: dict[str, float] = {}
+    left: dict[str, dict[str, float]] = {}
     if kernels is None and precision == "fast":
         for name in exact.kernels:
             values = {m: v for m, v in samples.items() if exact.names.get(m) == name}
@@ -157,15 +159,3 @@ def _measure(bundle: "Bundle", samples: dict[Modality, list[Any]], result: Probe
         result.model_s[modality] = max(total - (middle - started), 1e-6) / len(values)
         result.bad[modality] = len(vectors.errors)
         del prepared
-
-
-def sample_values(
-    rows: Sequence[dict[str, Any]], encodings: Sequence[Encoding], *, limit: int = SAMPLE_VALUES
-) -> dict[Modality, list[Any]]:
-    """Up to `limit` values of each modality that the rows hold themselves (URIs are not followed)."""
-    found: dict[Modality, list[Any]] = {}
-    for encoding in encodings:
-        cells = [] if encoding.uri else cells_of([get_column(row, encoding.column) for row in rows], encoding.modality)
-        values = [value for cell in cells if isinstance(cell, tuple) for value in cell]
-        found[encoding.modality] = (found.get(encoding.modality, []) + values)[:limit]
-    return found

@@ -1,9 +1,31 @@
-"""Progress on stderr: one line that rewrites itself on a terminal, a line every few seconds elsewhere."""
+"""What the user reads on standard error: messages, and progress in one line that rewrites itself on a terminal."""
 
+import os
 import sys
+import tempfile
 import time
+from typing import TextIO
 
 _LINE_EVERY_S = 5.0
+_own: TextIO | None = None
+
+
+def keep_to_ourselves() -> str:
+    """Leave standard error to `say` and `Progress`; all others (Ray's C++ and its loggers, libraries) get a log file.
+
+    Returns:
+        The log file's path.
+    """
+    global _own
+    log, path = tempfile.mkstemp(prefix="mmbm-", suffix=".log")
+    _own = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(log, 2)
+    os.close(log)
+    return path
+
+
+def _stderr() -> TextIO:
+    return _own or sys.stderr
 
 
 class Progress:
@@ -17,7 +39,7 @@ class Progress:
         self._what = what
         self._started = time.monotonic()
         self._shown = 0.0
-        self._terminal = sys.stderr.isatty()
+        self._terminal = _stderr().isatty()
 
     def update(self, *, rows: int, fraction: float | None = None, note: str = "", force: bool = False) -> None:
         """Show `rows` done; `fraction` of the work, where known, gives the time that is left."""
@@ -30,19 +52,19 @@ class Progress:
         if fraction:
             line += f", {min(fraction, 1):.0%}, about {_duration(seconds * (1 / fraction - 1))} left"
         line += f" {note}" if note else ""
-        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
-        sys.stderr.flush()
+        _stderr().write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
+        _stderr().flush()
 
     def close(self) -> None:
         """End the line."""
         if self._terminal and self._shown:
-            sys.stderr.write("\n")
+            _stderr().write("\n")
 
 
 def say(message: str) -> None:
     """One line to the user; stdout stays for the result."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    _stderr().write(f"{message}\n")
+    _stderr().flush()
 
 
 def _duration(seconds: float) -> str:

@@ -31,7 +31,10 @@ def quickstart(output: str, *, rows: int = ROWS, seed: int = 0) -> dict[str, Any
     progress = Progress("synthesize")
     data = str(folder / "data")
     made = synthesize(
-        output=data, rows=rows, seed=seed, progress=lambda done, total: progress.update(rows=done, fraction=done / total)
+        output=data,
+        rows=rows,
+        seed=seed,
+        progress=lambda done, total: progress.update(rows=done, fraction=done / total),
     )
     progress.close()
     say("2/3 embedding text, image and audio, each with an encoder of its own")
@@ -41,7 +44,9 @@ def quickstart(output: str, *, rows: int = ROWS, seed: int = 0) -> dict[str, Any
     sheet = folder / "neighbours.png"
     agreement = show_neighbours(data, vectors, sheet)
     for modality, (found, chance) in agreement.items():
-        say(f"  {modality}: nearest rows share the {_FACTORS[modality]} in {found:.0%} of cases, by chance in {chance:.0%}")
+        say(
+            f"  {modality}: nearest rows share the {_FACTORS[modality]} in {found:.0%} of cases, {chance:.0%} by chance"
+        )
     say(_next_steps(folder, sheet))
     return {
         **{k: embedded[k] for k in ("rows_in", "rows_out", "rows_quarantined", "rows_reused", "rows_per_s")},
@@ -85,6 +90,9 @@ _TITLES = {
 }
 
 
+_WORDS = {"text": ("text",), "image": ("text",), "audio": ("noise", "room", "text")}
+
+
 def _centred_units(vectors: np.ndarray) -> np.ndarray:
     """Unit vectors about the mean of the set: what all rows have in common tells none of them apart."""
     centred = vectors - vectors.mean(axis=0)
@@ -102,7 +110,7 @@ def _band_row(facts: Any, query: int, near: np.ndarray, cosines: np.ndarray, mod
     return [
         Cell(
             image=facts["image"][int(row)].as_py(),
-            words=facts["text"][int(row)].as_py() + (f" [{facts["noise"][int(row)]}]" if modality == "audio" else ""),
+            words=" / ".join(str(facts[name][int(row)]) for name in _WORDS[modality]),
             score=None if row == query else float(cosines[query, row]),
         )
         for row in [query, *near[query]]

@@ -1,4 +1,4 @@
-"""A contact sheet as PNG: queries and their nearest neighbours, one band a modality, for people who would rather look."""
+"""A contact sheet as PNG: queries and their nearest neighbours, one band a modality."""
 
 import io
 import textwrap

@@ -78,7 +78,6 @@ def _dataset(plan: PlanSource, spec: RunSpec, resources: WorkerResources) -> ray
     context.target_max_block_size = context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.retried_io_errors = []
-    context.scheduling_strategy = "SPREAD"
     apart = spec.pools is not None
     return ray.data.read_datasource(plan, override_num_blocks=1, num_cpus=PLANNER_CPUS).map_batches(
         UnitWorker,  # type: ignore[arg-type]

@@ -8,6 +8,11 @@ from mmbm_core.errors import RunError, UsageError
 RESUME = "run the same command again to resume"
 
 
+def unwrap(error: Exception) -> Exception:
+    """`error`, or what it amounts to where Ray raised it."""
+    return user_error(error) if isinstance(error, RayError) else error
+
+
 def user_error(error: BaseException) -> Exception:
     """The UsageError or RunError that `error` amounts to."""
     layers = list(_layers(error))

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
 _WORDS = ["a red disc beside the blue square", "seven green rings under one yellow star", "text number with words"]
+_WORDS += ["0123456789 1234567890 abcdefghijklmnopqrstuvwxyz zabcdefghijklmnopqrstuvwxy"]  # any word has pieces
 
 
 def save_text_model(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Which columns are text, images and sounds: what the command line says, else what names and content say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ def choose_encodings(
     schema: pa.Schema,
     sample: Sequence[dict[str, Any]],
     *,
-    given: dict[Modality, Sequence[str]],
+    given: Mapping[Modality, Sequence[str]],
     available: Sequence[Modality],
 ) -> tuple[Encoding, ...]:
     """Columns to embed and the names of their vectors.
@@ -57,8 +57,8 @@ def choose_encodings(
                 chosen += [(c, modality, u) for c, u in _find(schema, sample, modality)]
     if not chosen:
         raise UsageError(
-            f"nothing to embed: no {' or '.join(available)} among the columns {', '.join(schema.names)}; name them with "
-            "--text-column, --image-column or --audio-column, or give a --model for what there is"
+            f"nothing to embed: no {' or '.join(available)} among the columns {', '.join(schema.names)}; name them "
+            "with --text-column, --image-column or --audio-column, or give a --model for what there is"
         )
     counts = {m: sum(1 for _, other, _ in chosen if other == m) for m in MODALITIES}
     encodings = tuple(

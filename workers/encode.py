@@ -1,6 +1,6 @@
 """The encode worker: a table of rows in, their vectors out. Runs in Ray actors, or in a user's own `ds.map_batches`.
 
-    ds.map_batches(EncodeWorker, fn_constructor_kwargs={"model": "minilm"}, batch_format="pyarrow", concurrency=2)
+ds.map_batches(EncodeWorker, fn_constructor_kwargs={"model": "minilm"}, batch_format="pyarrow", concurrency=2)
 """
 
 from typing import Any

@@ -17,14 +17,16 @@ from mmbm_core.rows import Cell, Encoding, cells_of, missing_error
 from mmbm_core.sample import QUARANTINE_SCHEMA, Modality
 from mmbm_core.urls import fetch
 from workers.columns import column_type, get_column
-from workers.readers.base import Chunk
+from workers.readers.base import Chunk, Source
 from workers.readers.tabular import is_list, is_media_struct
 from workers.spec import RunSpec
+from workers.storage import Storage
 
 _FETCHERS = 16
 _PIECE_BYTES = 32 << 20
 _PIECE_ROWS = 512
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass(kw_only=True)
@@ -74,6 +76,11 @@ class RowGuard:
         self._ids: set[str] = set()
         self.rows_in = 0
         self.rows_exploded = 0
+
+    @property
+    def fetches(self) -> bool:
+        """Do cells come from elsewhere than the source itself?"""
+        return any(self._fetched)
 
     def source(self, position: int) -> str:
         return f"{self._uri}#{position}"
@@ -144,32 +151,33 @@ class RowGuard:
         """One row per element, `ID#0`, `ID#1`, ...; an empty or null list leaves one row without it."""
         exploded: list[tuple[str, dict[str, Any], int]] = []
         for index, (id, row) in enumerate(zip(ids, rows, strict=True)):
-            elements = row.get(column)
-            elements = elements if isinstance(elements, list) and elements else [elements]
+            value = row.get(column)
+            elements = (value or [None]) if isinstance(value, list) else [value]
             self.rows_exploded += len(elements) - 1
             exploded += [(f"{id}#{n}", {**row, column: element}, index) for n, element in enumerate(elements)]
         return [e[0] for e in exploded], [e[1] for e in exploded], [e[2] for e in exploded]
 
     def _kept(self, table: pa.Table, rows: Sequence[dict[str, Any]], index: Sequence[int]) -> pa.Table:
         """Source columns that travel on, as the source holds them."""
-        kept = table.select([name for name in self._spec.kept]).take(pa.array(index, pa.int64()))
+        kept = table.select(list(self._spec.kept)).take(pa.array(index, pa.int64()))
         column = self._spec.explode
         if column in self._spec.kept:
             field = self._spec.output_schema().field(column)
-            kept = kept.set_column(kept.column_names.index(column), field, pa.array([r[column] for r in rows], field.type))
+            elements = pa.array([row[column] for row in rows], field.type)
+            kept = kept.set_column(kept.column_names.index(column), field, elements)
         return kept
 
     def _pieces(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[list[Cell]]]:
         """Cells by encoding, of some rows after the other."""
         encodings = self._spec.encodings
-        if rows and not any(self._fetched):
+        if rows and not self.fetches:
             yield [cells_of([get_column(row, e.column) for row in rows], e.modality) for e in encodings]
             return
         piece: list[list[Cell]] = [[] for _ in encodings]
         held_bytes = 0
         for cells in _ahead(self._row_cells, rows):
-            for column, cell in zip(piece, cells, strict=True):
-                column.append(cell)
+            for at, cell in enumerate(cells):
+                piece[at].append(cell)
                 held_bytes += sum(map(len, cell)) if isinstance(cell, tuple) else 0
             if held_bytes > _PIECE_BYTES or len(piece[0]) >= _PIECE_ROWS:
                 yield piece
@@ -191,7 +199,7 @@ class RowGuard:
         return cells
 
     def _load(self, value: Any) -> bytes | None:
-        """What a URI names; of `{"bytes": ..., "path": ...}` the bytes, or where there are none, what the path names."""
+        """What a URI names; of `{"bytes": ..., "path": ...}` the bytes, or where there are none, the file at `path`."""
         if isinstance(value, dict):
             if value.get("bytes") is not None:
                 return bytes(value["bytes"])
@@ -227,3 +235,9 @@ def _may_be_path(schema: pa.Schema, encoding: Encoding) -> bool:
     while kind is not None and is_list(kind):
         kind = kind.value_type
     return encoding.modality != "text" and kind is not None and is_media_struct(kind)
+
+
+def uri_base(storage: Storage, source: Source) -> str:
+    """Folder that relative URIs in a source's rows begin at."""
+    uri = storage.uri(source.path)
+    return uri if source.members else uri.rsplit("/", 1)[0]

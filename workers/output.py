@@ -1,11 +1,11 @@
 """The output folder of an embed run: part files, what stands beside them, and the ledger.
 
-    part-*.parquet            the rows, one file a work unit; its presence is the unit's commit
-    _quarantine/ _dropped/    rows that could not be used; modalities left out of rows that were kept
-    _hashes/                  content hash of each row of a part, for reuse of its vectors
-    _ledger/                  copies of the parts' ledger entries, so that a restart need not open the parts
-    _run.json                 settings, versions, fingerprints and figures of the whole output
-    _staging/TOKEN/           files of a run that are not committed yet
+part-*.parquet            the rows, one file a work unit; its presence is the unit's commit
+_quarantine/ _dropped/    rows that could not be used; modalities left out of rows that were kept
+_hashes/                  content hash of each row of a part, for reuse of its vectors
+_ledger/                  copies of the parts' ledger entries, so that a restart need not open the parts
+_run.json                 settings, versions, fingerprints and figures of the whole output
+_staging/TOKEN/           files of a run that are not committed yet
 """
 
 import hashlib

@@ -1,15 +1,15 @@
 """Where encoders run: three placements of one flow, with the same vectors and the same ledger.
 
-    together      each unit worker holds all encoders
-    per_modality  each encoder has actors of its own; a unit's modalities are encoded side by side
-    decode_apart  as per_modality, but CPU tasks prepare the values and hand uint8 pixels and token ids on
+together      each unit worker holds all encoders
+per_modality  each encoder has actors of its own; a unit's modalities are encoded side by side
+decode_apart  as per_modality, but CPU tasks prepare the values and hand uint8 pixels and token ids on
 """
 
 import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ def start_pools(
     model: ModelSpec,
     resources: WorkerResources,
     *,
-    modalities: dict[str, Sequence[Modality]],
+    modalities: Mapping[str, Sequence[Modality]],
     limits: Limits,
     budget: dict[Modality, int],
 ) -> Pools | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mmbm_core.errors import UsageError
 
-PLANNER_CPUS = 0.1
+PLANNER_CPUS = 0.05
 COORDINATOR_CPUS = 0.05
 """Of a unit worker whose encoders are actors of their own; there is one more than there are encoders."""
 DECODE_CPUS = 0.2

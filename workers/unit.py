@@ -11,7 +11,7 @@ import pyarrow as pa
 from mmbm_core.rows import Embedded, Keys, Seen, embed_cells, hash_cells, modalities_array, vector_array
 from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
 from workers.crashes import CrashLog, WorkerLost
-from workers.guard import Quarantine, RowGuard, Rows, row_errors
+from workers.guard import Quarantine, RowGuard, Rows, row_errors, uri_base
 from workers.output import Entry
 from workers.placement import open_backend
 from workers.readers import get_reader
@@ -36,7 +36,7 @@ class UnitWorker:
         return pa.table({"entry": [json.dumps(entry) for entry in entries]})
 
     def run(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> Entry:
-        """Do one unit whole. `facts` is what the planner knows: key, part name, parts to reuse, what broke the source."""
+        """Do one unit whole. `facts` is what the planner knows: key, part name, parts to reuse, why it is broken."""
         started = time.monotonic()
         while True:
             with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
@@ -52,8 +52,7 @@ class _UnitRun:
     def __init__(self, spec: RunSpec, encode: Any, storage: Storage, unit: Unit, facts: dict[str, Any]) -> None:
         self.spec, self.encode, self.storage, self.unit, self.facts = spec, encode, storage, unit, facts
         uri = storage.uri(unit.source.path)
-        base = uri if unit.source.members else uri.rsplit("/", 1)[0]
-        self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=base)
+        self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=uri_base(storage, unit.source))
         self.schema = spec.output_schema()
         self.quarantine, self.dropped = Quarantine(), Quarantine()
         self.tables: list[pa.Table] = []
@@ -124,12 +123,11 @@ class _UnitRun:
         good: list[int] = []
         for row, errors in enumerate(embedded.errors):
             fatal = row_errors(errors, embedded.modalities[row], self.spec)
-            stage = "row" if isinstance(fatal, str) else "fetch" if hashes[row] is None else "encode"
+            stage = "encode" if hashes[row] else "fetch" if self.guard.fetches else "read"
             if fatal:
-                self.quarantine.add(rows.ids[row], rows.sources[row], fatal, stage)
+                self.quarantine.add(rows.ids[row], rows.sources[row], fatal, "row" if isinstance(fatal, str) else stage)
                 continue
             if errors:
-                stage = "fetch" if hashes[row] is None else "encode"
                 self.dropped.add(rows.ids[row], rows.sources[row], errors, stage)
                 self.counts["modalities_dropped"] += len(errors)
             good.append(row)

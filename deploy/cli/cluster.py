@@ -3,12 +3,12 @@
 import logging
 import os
 import signal
+from functools import partial
 
 from mmbm_core.errors import RunError
 
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ lines would stand between ours on standard error
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,12 +38,12 @@ def connect() -> None:
 def _init() -> None:
     import ray
 
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    start = partial(ray.init, logging_level=logging.ERROR, log_to_driver=False)
     try:
         try:
-            ray.init(include_dashboard=False, **quiet)
+            start(include_dashboard=False)
         except ValueError:  # an existing cluster takes no options
-            ray.init(**quiet)
+            start()
     except (ConnectionError, RuntimeError, OSError) as error:
         where = os.environ.get("RAY_ADDRESS")
         what = f"reach the Ray cluster at RAY_ADDRESS={where}" if where else "start Ray"

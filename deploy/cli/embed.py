@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--on-bad-modality", choices=["quarantine", "drop"], default="quarantine",
         help="drop: keep a row without its bad modality")  # fmt: skip
     add("--max-error-rate", type=float, metavar="X", help="stop when a larger share of rows is quarantined")
-    add("--allow-scheme", action="append", default=[], metavar="S", help="fetch URIs of this scheme (https, s3, file, ...)")
+    add("--allow-scheme", action="append", default=[], metavar="S", help="fetch URIs of this scheme (https, s3, ...)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=_settings_help())
 
 

@@ -6,9 +6,13 @@ import json
 import os
 import signal
 import sys
+import traceback
+from functools import partial
 from typing import Any, NoReturn
 
+from deploy.cli.supervise import supervise
 from mmbm_core.errors import RunError, UsageError
+from pipelines.progress import keep_to_ourselves, say
 
 COMMANDS = {
     "quickstart": "see text, images and sound embedded, offline, in a minute",
@@ -24,24 +28,37 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}\n{self.format_usage().strip()}\n`{self.prog} --help` explains each option")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 (the run failed) or 2 (bad usage)."""
+def main(argv: list[str] | None = None, *, log: str = "") -> int:
+    """Run one command; returns the exit status: 0, 1 (the run failed) or 2 (bad usage).
+
+    Args:
+        log: file that standard error goes to beside our own lines; named where it tells more than they do.
+    """
     signal.signal(signal.SIGTERM, _stop)
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         result = importlib.import_module(f"deploy.cli.{args.command}").run(args)
-    except UsageError as error:
-        return _fail(str(error), 2)
-    except RunError as error:
-        return _fail(str(error), 1)
+        print(json.dumps(result), flush=True)
+        return 0
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
             signal.signal(number, signal.SIG_DFL)
         return _fail("stopped; run the same command again to resume", 1)
     except BrokenPipeError:
         return 1
-    print(json.dumps(result), flush=True)
-    return 0
+    except Exception as error:
+        return _explain(error, log)
+
+
+def _explain(error: Exception, log: str) -> int:
+    if "ray" in sys.modules:
+        from pipelines.trouble import unwrap
+
+        error = unwrap(error)
+    if isinstance(error, (UsageError, RunError)):
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    traceback.print_exception(error)
+    return _fail(f"this should not happen, please report it: {error!r}" + (f"; more in {log}" if log else ""), 1)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -56,8 +73,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"\nmmbm: {message}\n")
-    sys.stderr.flush()
+    say(f"\nmmbm: {message}")
     return status
 
 
@@ -66,15 +82,19 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def start() -> NoReturn:
-    """Console script. Ray's own shutdown can take seconds after all is written, and has nothing left to save."""
-    status = main()
-    sys.stdout.flush()
-    try:
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
-            ray.shutdown()
-    finally:
-        os._exit(status)
+    """Console script."""
+    log = keep_to_ourselves()
+    supervise(partial(_run, log), log=log)
+
+
+def _run(log: str) -> int:
+    status = main(log=log)
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    if status != 1 or not os.path.getsize(log):
+        os.unlink(log)
+    return status
 
 
 if __name__ == "__main__":

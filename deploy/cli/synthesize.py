@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mmbm synthesize`."""
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL for the Parquet files")
     parser.add_argument("--rows", required=True, type=int, metavar="N", help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same rows (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="equal seeds give equal rows (default: 0)")
     parser.add_argument("--no-speech", action="store_true", help="leave the audio column null")
     parser.add_argument("--overwrite", action="store_true", help="replace parts of another seed or size")
 

@@ -55,7 +55,7 @@ class VisionEncoder(Encoder):
 
     def fast_kernels(self) -> tuple[str, ...]:
         kernels = image_kernels(self.device)
-        return kernels[-1:] if self.model.config.model_type in _FLOAT32_ONLY else kernels  # type: ignore[union-attr]
+        return kernels[-1:] if self.model.config.model_type in _FLOAT32_ONLY else kernels  # type: ignore[union-attr, operator]
 
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS

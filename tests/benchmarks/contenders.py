@@ -291,7 +291,7 @@ class RayEncode:
 
 
 def ray_documented(model: str, dataset: str, output: str) -> None:
-    """Decode op, then an actor: Ray Data's own example for batch inference. Whole clock: it has no steady state mark."""
+    """Decode op, then an actor: Ray Data's own example for batch inference. From the first vector on."""
     import ray
 
     ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

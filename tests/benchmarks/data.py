@@ -1,6 +1,7 @@
 """Seeded data for the benchmarks, made from the two photographs in scikit-learn and from word lists."""
 
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def write_parquet(path: Path, column: str, values: list[str] | list[bytes], *, f
     """Values as `files` Parquet files with an id column."""
     path.mkdir(parents=True, exist_ok=True)
     bounds = np.linspace(0, len(values), files + 1).astype(int)
-    for file, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for file, (start, stop) in enumerate(pairwise(bounds)):
         ids = [f"r{i:07d}" for i in range(start, stop)]
         table = pa.table({"id": ids, column: values[start:stop]})
         pq.write_table(table, path / f"{file:03d}.parquet", row_group_size=256)

@@ -141,10 +141,7 @@ def run_contender(
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=3600)
     seconds = time.monotonic() - started
     vectors = read_vectors(output)
-    if contender.startswith("ours"):
-        steady = our_steady_state(output)
-    else:
-        steady = json.loads(done.stdout.splitlines()[-1])
+    steady = our_steady_state(output) if contender.startswith("ours") else json.loads(done.stdout.splitlines()[-1])
     return {"rows_per_s": steady["rows_per_s"], "start_s": seconds - steady["seconds"]}, vectors
 
 

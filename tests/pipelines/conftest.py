@@ -1,4 +1,4 @@
-"""Embed runs on tiny models. All is as in a real run, but the units are done in this process, without actors to start."""
+"""Embed runs on tiny models. All is as in a real run, but units are done in this process, without actors to start."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,29 +30,12 @@ class Run:
 
     def __init__(self, output: Path, figures: dict[str, Any]) -> None:
         self.output, self.figures = output, figures
-
-    @property
-    def parts(self) -> list[Path]:
-        return sorted(self.output.glob("part-*.parquet"))
-
-    @property
-    def table(self) -> pa.Table:
-        return pa.concat_tables([pq.ParquetFile(part).read() for part in self.parts])
-
-    @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Rows by id."""
+        self.parts = sorted(output.glob("part-*.parquet"))
+        self.table = pa.concat_tables([pq.ParquetFile(part).read() for part in self.parts])
         listed = self.table.to_pylist()
-        assert len({row["id"] for row in listed}) == len(listed)
-        return {row["id"]: row for row in listed}
-
-    @property
-    def quarantine(self) -> dict[str, dict[str, Any]]:
-        return self._side("_quarantine")
-
-    @property
-    def dropped(self) -> dict[str, dict[str, Any]]:
-        return self._side("_dropped")
+        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in listed}
+        assert len(self.rows) == len(listed)
+        self.quarantine, self.dropped = self._side("_quarantine"), self._side("_dropped")
 
     def _side(self, folder: str) -> dict[str, dict[str, Any]]:
         parts = sorted((self.output / folder).glob("*.parquet"))
@@ -60,9 +43,7 @@ class Run:
 
 
 @pytest.fixture
-def embed(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_model: str
-) -> Iterator[Callable[..., Run]]:
+def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_model: str) -> Callable[..., Run]:
     """`embed(INPUT..., key=value)`: fields of the request or its settings; every run's books must balance."""
 
     def run_here(plan: Any, spec: Any, resources: Any, *, stall_s: float, books: Any) -> Iterator[dict[str, Any]]:
@@ -86,7 +67,7 @@ def embed(
         assert len({str(pq.ParquetFile(part).schema_arrow.remove_metadata()) for part in done.parts}) == 1
         return done
 
-    yield run
+    return run
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""Cells to vectors with an encoder that can be computed by hand."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mmbm_core.errors import MediaError
+from mmbm_core.rows import Encoding, Vectors, cells_of, content_hash, embed_cells, hash_cells, unit_mean, vector_array
+
+TEXT = Encoding(column="text", modality="text", output="text_embedding")
+IMAGE = Encoding(column="image", modality="image", output="image_embedding")
+WIDTHS: dict[Any, int] = {"text": 2, "image": 2, "audio": 2}
+
+
+class Counting:
+    """A value's vector is (its length, 1); `bad` is an error, `long` is cut."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Any]] = []
+
+    def __call__(self, requests: list[tuple[Any, list[Any]]]) -> list[Vectors]:
+        self.seen += [(modality, value) for modality, values in requests for value in values]
+        return [self._encode(values) for _, values in requests]
+
+    def _encode(self, values: list[Any]) -> Vectors:
+        vectors = np.array([[len(v), 1] for v in values], np.float32)
+        errors = {i: "it is bad" for i, v in enumerate(values) if v in ("bad", b"bad")}
+        return Vectors(vectors, errors, {i for i, v in enumerate(values) if v == "long"})
+
+
+def test_equal_values_are_encoded_once_and_remembered() -> None:
+    encode, seen = Counting(), {}
+    done = embed_cells([(TEXT, [("a",), ("bb",), ("a",), None])], encode=encode, widths=WIDTHS, seen=seen)
+    assert encode.seen == [("text", "a"), ("text", "bb")] and done.duplicates == 1
+    assert done.vectors["text_embedding"].tolist() == [[1, 1], [2, 1], [1, 1], [0, 0]]
+    assert done.present["text_embedding"].tolist() == [True, True, True, False]
+    again = embed_cells([(TEXT, [("bb",), ("ccc",)])], encode=encode, widths=WIDTHS, seen=seen)
+    assert encode.seen[2:] == [("text", "ccc")] and again.duplicates == 1
+
+
+def test_lists_are_the_mean_of_unit_vectors_and_cuts_are_counted_by_row() -> None:
+    done = embed_cells([(TEXT, [("a", "long", "long"), ("long",)])], encode=Counting(), widths=WIDTHS)
+    parts = [np.array([1, 1]) / np.sqrt(2), *[np.array([4, 1]) / np.sqrt(17)] * 2]
+    mean = np.mean(parts, 0)
+    np.testing.assert_allclose(done.vectors["text_embedding"][0], mean / np.linalg.norm(mean), rtol=1e-6)
+    assert done.cut.tolist() == [2, 1]
+    assert np.linalg.norm(unit_mean([np.array([3.0, 0]), np.array([0, 0.5])])) == pytest.approx(1)
+
+
+def test_errors_name_the_modality_and_leave_the_rest_of_the_row() -> None:
+    columns = [(TEXT, [("a",), ("bad",), ("a", "bad")]), (IMAGE, [MediaError("it is gone"), (b"bad",), (b"xx",)])]
+    done = embed_cells(columns, encode=Counting(), widths=WIDTHS)
+    assert done.errors == [
+        {"image": "it is gone"},
+        {"text": "it is bad", "image": "it is bad"},
+        {"text": "it is bad"},
+    ]
+    assert done.modalities == [["text"], [], ["image"]]
+
+
+def test_a_shared_space_is_the_mean_of_what_is_there() -> None:
+    columns = [(TEXT, [("aaa",), ("a",), None]), (IMAGE, [(b"x",), None, None])]
+    done = embed_cells(columns, encode=Counting(), widths=WIDTHS, shared=frozenset({"text", "image"}))
+    mean = np.array([3, 1]) / np.sqrt(10) + np.array([1, 1]) / np.sqrt(2)
+    np.testing.assert_allclose(done.vectors["embedding"][0], mean / np.linalg.norm(mean), rtol=1e-6)
+    assert done.present["embedding"].tolist() == [True, True, False]
+    assert done.present["text_embedding"].tolist() == [True, False, False]
+
+
+def test_rows_without_keys_are_not_encoded() -> None:
+    encode = Counting()
+    cells: list[Any] = [("a",), ("bb",)]
+    keys = [None, hash_cells(cells)[1]]
+    done = embed_cells([(TEXT, cells)], encode=encode, widths=WIDTHS, keys=[keys])
+    assert encode.seen == [("text", "bb")] and done.present["text_embedding"].tolist() == [False, True]
+
+
+def test_what_a_cell_may_hold() -> None:
+    assert cells_of([None, "", " \t", [], [None, ""], "a", ["a", None, "b"]], "text") == [
+        *[None] * 5, ("a",), ("a", "b"),
+    ]  # fmt: skip
+    assert cells_of([3, 2.5, "é".encode()], "text") == [("3",), ("2.5",), ("é",)]
+    assert cells_of([{"bytes": b"x", "path": "p"}, {"bytes": None, "path": None}, b"", bytearray(b"y")], "image") == [
+        (b"x",), None, (b"",), (b"y",),
+    ]  # fmt: skip
+    wrong = [*cells_of([b"\xff", {"a": 1}, [["a"]]], "text"), *cells_of(["path.png", 3], "image")]
+    assert all(isinstance(cell, MediaError) for cell in wrong)
+
+
+def test_content_hashes_tell_values_apart() -> None:
+    assert content_hash("a") == content_hash(b"a") != content_hash("b")
+    assert len(content_hash("lone \ud800 surrogate")) == 16
+    assert hash_cells([("ab",), ("a", "b"), None, MediaError("x")])[2:] == [(), None]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_vector_arrays_have_a_fixed_width(half: bool) -> None:
+    array = vector_array(np.array([[1, 2], [3, 4]], np.float32), np.array([True, False]), half=half)
+    assert array.type == pa.list_(pa.float16() if half else pa.float32(), 2)
+    assert array.to_pylist() == [[1, 2], None]
