@@ -26,12 +26,23 @@ def user_error(error: BaseException) -> Exception:
             return RunError(f"{layer.strerror}{where}. Mend it and {RESUME}")
         if isinstance(layer, (OutOfMemoryError, WorkerCrashedError)):
             return RunError(f"a worker was killed, perhaps for lack of memory; fewer workers need less. Then {RESUME}")
-        if isinstance(layer, ActorDiedError) and "creation task" not in str(layer):
-            return RunError(f"a worker died and could not be started again; {RESUME}")
+        if isinstance(layer, ActorDiedError):
+            return _start_error(str(layer)) or RunError(f"a worker died and could not be started again; {RESUME}")
     last = layers[-1]
     lines = [line for line in str(last).splitlines() if line.strip()]
     kind = "the Ray cluster failed" if isinstance(last, RayError) else "a worker failed"
     return RunError(f"{kind}: {type(last).__name__}: {lines[-1] if lines else ''}")
+
+
+def _start_error(text: str) -> Exception | None:
+    """Why an actor could not start: of that, Ray keeps no more than a text that ends with the traceback."""
+    for kind in (UsageError, RunError):
+        _, found, message = text.rpartition(f"{kind.__module__}.{kind.__name__}: ")
+        if found:
+            return kind(message.strip())
+    if "creation task" in text:
+        return RunError(f"a worker could not start: {text.strip().splitlines()[-1]}")
+    return None
 
 
 def _layers(error: BaseException | None) -> "list[BaseException]":
