@@ -1,5 +1,5 @@
 # Everything runs in a local .venv that the first target makes; later runs start at once.
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -21,7 +21,7 @@ from mmbm_core.names import DEFAULT_MODEL, EXACT
 from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, missing_error, modalities_array, vector_array
 from mmbm_core.sample import EMBEDDING, MODALITIES, MODALITIES_COLUMN, Modality, embedding_column
 
-_WINDOW: dict[Modality, int] = {"text": 4096, "image": 128, "audio": 128}
+_WINDOW: dict[Modality, int] = {"text": 4096, "image": 128, "audio": 16}
 """Values prepared at once: enough to sort by length, few enough to keep decoded media small."""
 
 

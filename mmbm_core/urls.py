@@ -25,8 +25,8 @@ import pyarrow.fs as pafs
 from mmbm_core.errors import MediaError, UsageError
 
 _WEB = ("http", "https")
-_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-SCHEMES = ("file", *_WEB, *_STORES)
+STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+SCHEMES = ("file", *_WEB, *STORES)
 """Schemes that a policy can allow."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BLOCK_BYTES = 1 << 16
@@ -44,6 +44,8 @@ class UrlPolicy:
 
     schemes: frozenset[str] = frozenset()
     """Allowed schemes; `file` allows every local path."""
+    stores: tuple[str, ...] = ()
+    """Buckets, such as `s3://bucket`, that are allowed whatever `schemes` says."""
     root: str | None = None
     """Local folder whose files may be read, links resolved; None for none."""
     max_bytes: int = 256 << 20
@@ -74,7 +76,8 @@ def fetch(uri: str, *, policy: UrlPolicy, base: str | None = None) -> bytes:
     if scheme == "file":
         path = unquote(uri[len("file://") :].removeprefix("localhost")) if "://" in uri else uri
         return _read_local(path, policy)
-    _check_scheme(scheme, policy)
+    if not any(uri.startswith(f"{store.rstrip('/')}/") for store in policy.stores):
+        _check_scheme(scheme, policy)
     if scheme in _WEB:
         return _fetch_web(uri, policy)
     return _read_store(scheme, uri, policy)

@@ -11,7 +11,7 @@ import ray
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
-from mmbm_core.urls import UrlPolicy
+from mmbm_core.urls import STORES, UrlPolicy
 from pipelines.books import Books
 from pipelines.plan import PlanSource
 from pipelines.probe import MIN_COSINE, SAMPLE_VALUES, ProbeResult, run_probe
@@ -56,7 +56,7 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
             output = Output(storage=storage, folder=folder, token=token)
             return _run(request, inputs, source, resources, output, started)
     except OSError as error:
-        raise RunError(f"can't write OUTPUT {request.output}: {error.strerror or error}") from error
+        raise RunError(f"can't write OUTPUT {storage.uri(folder)}: {error.strerror or error}") from error
 
 
 def cluster_workers(request: EmbedRequest) -> WorkerResources:
@@ -74,6 +74,8 @@ def _run(
     started: float,
 ) -> dict[str, Any]:  # fmt: skip
     earlier = None if request.overwrite else output.read_run()
+    if earlier is None:
+        output.refuse_foreign()
     output.begin()
     check_nodes_share(output)
     probe = probe_input(request, source, resources, kernels=_settled_kernels(request, earlier))
@@ -158,16 +160,14 @@ def _unit_size(
 
 
 def _url_policy(request: EmbedRequest) -> UrlPolicy:
-    """URIs in the rows may lead below the first INPUT; anywhere else only as `--allow-scheme` says."""
-    storage, path = open_location(request.inputs[0].split("*")[0])
-    root = None
-    if storage.is_local:
-        root = path if os.path.isdir(path) else os.path.dirname(path)
-    schemes = frozenset([*request.allow_schemes, *([] if storage.is_local else [storage.scheme])])
+    """URIs in the rows may lead below the INPUTs; anywhere else only as `--allow-scheme` says."""
+    folders = [open_location(location.split("*")[0]) for location in request.inputs]
+    local = [path if os.path.isdir(path) else os.path.dirname(path) for storage, path in folders if storage.is_local]
     s = request.settings
     return UrlPolicy(
-        schemes=schemes, root=root, max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s,
-        allow_private_addresses=s.fetch_private,
+        schemes=frozenset(request.allow_schemes), root=os.path.commonpath(local) if local else None,
+        stores=tuple(storage.uri(path.split("/")[0]) for storage, path in folders if storage.scheme in STORES),
+        max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s, allow_private_addresses=s.fetch_private,
     )  # fmt: skip
 
 
@@ -197,7 +197,9 @@ def _check_same_output(spec: RunSpec, earlier: dict[str, Any] | None) -> None:
 def _describe(request: EmbedRequest, spec: RunSpec, probe: ProbeResult) -> dict[str, Any]:
     """The fixed part of `_run.json`."""
     packages = ("torch", "torchvision", "torchaudio", "transformers", "ray", "pyarrow")
+    asked = request.model_dump(mode="json", exclude={"inputs", "output"})  # locations may hold credentials
     return {
+        "kind": "embed",
         "model": spec.model.model,
         "precision": request.precision,
         "kernels": spec.model.kernels,
@@ -206,7 +208,7 @@ def _describe(request: EmbedRequest, spec: RunSpec, probe: ProbeResult) -> dict[
         "cosine_to_exact": probe.cosine,
         "schema": spec.output_schema().to_string(),
         "unit_size": {"rows": spec.unit_size.rows, "size_bytes": spec.unit_size.size_bytes},
-        "request": request.model_dump(mode="json"),
+        "request": asked,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 

@@ -10,11 +10,12 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from mmbm_core.errors import RunError
 from workers.output import Entry, part_name, unit_key
 from workers.readers.base import Source, Unit, UnreadableSource
 from workers.readers.discover import InputSet
 from workers.spec import RunSpec
-from workers.storage import Storage
+from workers.storage import Storage, is_trouble
 from workers.unit import encode_task
 
 PLAN = "plan.json"
@@ -43,7 +44,9 @@ def list_tasks(inputs: InputSet, spec: RunSpec) -> Iterator[Task]:
             for unit in inputs.reader.units(storage, source, spec.unit_size):
                 key = unit_key(unit, settings)
                 yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key))
-        except (UnreadableSource, OSError) as error:
+        except (UnreadableSource, OSError, UnicodeError) as error:
+            if is_trouble(error):
+                raise RunError(f"can't read {storage.uri(source.path)}: {error}; run the command again") from error
             unit = _whole(source)
             key = unit_key(unit, settings)
             yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key), broken=str(error))

@@ -134,7 +134,9 @@ def _settle(
 
 def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:
     one, other = exact.encode_values(modality, values), fast.encode_values(modality, values)
-    good = [i for i in range(len(values)) if i not in one.errors and i not in other.errors]
+    if other.errors.keys() - one.errors.keys():  # overflow, most likely
+        return 0.0
+    good = [i for i in range(len(values)) if i not in one.errors]
     return round(float(_cosines(one.values[good], other.values[good]).min(initial=1.0)), 6)
 
 

@@ -54,7 +54,8 @@ class Quarantine:
         if isinstance(errors, dict):
             modality = ",".join(errors)
             error = "; ".join(e if len(errors) == 1 else f"{m}: {e}" for m, e in errors.items())
-        self.lines.append({"id": id, "source": source, "modality": modality, "stage": stage, "error": str(error)})
+        line = {"id": id, "source": source, "modality": modality, "stage": stage, "error": str(error)}
+        self.lines.append({name: value and _as_text(value) for name, value in line.items()})
 
     def table(self) -> pa.Table:
         return pa.Table.from_pylist(self.lines, QUARANTINE_SCHEMA)
@@ -70,11 +71,18 @@ class RowGuard:
     """
 
     def __init__(self, spec: RunSpec, *, uri: str, relative: str, base: str) -> None:
-        self._spec, self._uri, self._relative, self._base = spec, uri, relative, base
+        self._spec, self.uri, self._relative, self._base = spec, uri, _as_text(relative), base
         self._columns = [c for c in (spec.id_column, spec.explode, *(e.column for e in spec.encodings)) if c]
         self._fetched = [e.uri or _may_be_path(spec.source_schema, e) for e in spec.encodings]
+        roots = {column.split(".")[0] for column in self._columns} | set(self._columns) | set(spec.kept)
+        self.schema = pa.schema([field for field in spec.source_schema if field.name in roots])
+        """Columns of the source that are needed; media that nothing asks for are not even read."""
         self._ids: set[str] = set()
         self.rows_in = 0
+        self.rows_bad = 0
+        """Source rows that never became rows."""
+        self.duplicates: set[int] = set()
+        """Source rows whose id had been met (of an exploded row: of one of its elements)."""
         self.rows_exploded = 0
 
     @property
@@ -83,7 +91,7 @@ class RowGuard:
         return any(self._fetched)
 
     def source(self, position: int) -> str:
-        return f"{self._uri}#{position}"
+        return f"{self.uri}#{position}"
 
     def __call__(self, chunk: Chunk, quarantine: Quarantine) -> Iterator[Rows]:
         """Rows of the chunk that have an id of their own; the others are quarantined.
@@ -96,11 +104,12 @@ class RowGuard:
         rows = chunk.table.select(self._needed(chunk.table)).to_pylist()
         first = self.rows_in
         self.rows_in += len(rows) + len(chunk.bad)
+        self.rows_bad += len(chunk.bad)
         ids = [self._id(row, position) for row, position in zip(rows, chunk.positions, strict=True)]
         index = list(range(len(rows)))
         if self._spec.explode:
             ids, rows, index = self._explode(self._spec.explode, ids, rows)
-        fresh = self._fresh(ids, index, chunk, quarantine)
+        fresh = self._fresh(ids, index, first, chunk, quarantine)
         rows, ids, index = [rows[i] for i in fresh], [ids[i] for i in fresh], [index[i] for i in fresh]
         table = self._kept(chunk.table, rows, index)
         start = 0
@@ -120,16 +129,20 @@ class RowGuard:
         """Quarantine rows without touching their media."""
         rows = chunk.table.select(self._needed(chunk.table)).to_pylist()
         self.rows_in += len(rows)
+        self.rows_bad += len(rows)
         for row, position in zip(rows, chunk.positions, strict=True):
             quarantine.add(self._id(row, position), self.source(position), error, "encode")
 
-    def _fresh(self, ids: Sequence[str], index: Sequence[int], chunk: Chunk, quarantine: Quarantine) -> list[int]:
+    def _fresh(
+        self, ids: Sequence[str], index: Sequence[int], first: int, chunk: Chunk, quarantine: Quarantine
+    ) -> list[int]:
         """Places of the ids that the unit has not met; the second of two is quarantined."""
         fresh: list[int] = []
         for at, id in enumerate(ids):
             if id in self._ids:
                 source = self.source(chunk.positions[index[at]])
                 quarantine.add(id, source, f"duplicate id in {self._relative or 'the unit'}", "id")
+                self.duplicates.add(first + index[at])
             else:
                 self._ids.add(id)
                 fresh.append(at)
@@ -241,3 +254,8 @@ def uri_base(storage: Storage, source: Source) -> str:
     """Folder that relative URIs in a source's rows begin at."""
     uri = storage.uri(source.path)
     return uri if source.members else uri.rsplit("/", 1)[0]
+
+
+def _as_text(value: str) -> str:
+    """File names need not be UTF-8: what is none is escaped."""
+    return value.encode("utf-8", "backslashreplace").decode()

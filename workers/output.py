@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmbm_core.errors import RunError
+from mmbm_core.errors import RunError, UsageError
 from mmbm_core.sample import EMBEDDING
 from workers.lock import owns_lock
 from workers.readers.base import Unit
@@ -74,6 +74,24 @@ class Output:
         for entry in self.storage.list(self.folder, recursive=False):
             if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
                 yield entry.name
+
+    def refuse_foreign(self) -> None:
+        """Parts of another program are not to be retired as if they were ours.
+
+        Raises:
+            UsageError: there is one.
+        """
+        for name in self.parts():
+            with self.storage.open_input(self.path(name)) as file:
+                try:
+                    ours = ENTRY_KEY in (pq.read_metadata(file).metadata or {})
+                except (OSError, pa.ArrowException):
+                    ours = False
+            if not ours:
+                raise UsageError(
+                    f"OUTPUT {self.storage.uri(self.folder)} holds {name}, which `mmbm embed` did not write; give "
+                    "another OUTPUT"
+                )
 
     def commit(self, name: str, table: pa.Table, entry: Entry, side: dict[str, pa.Table]) -> None:
         """Write a unit: what stands beside it first, its part last. The same unit again replaces itself.
@@ -182,7 +200,8 @@ class Output:
 
     def read_run(self) -> dict[str, Any] | None:
         path = self.path("_run.json")
-        return json.loads(self.storage.read_bytes(path)) if self.storage.exists(path) else None
+        run = json.loads(self.storage.read_bytes(path)) if self.storage.exists(path) else {}
+        return run if run.get("kind") == "embed" else None
 
     def write_run(self, run: dict[str, Any]) -> None:
         self.storage.write_bytes(self.path("_run.json"), json.dumps(run, indent=2).encode())
@@ -239,7 +258,7 @@ def _flat(name: str) -> str:
 def unit_key(unit: Unit, settings: str) -> str:
     """Names a unit by path, size, version, range and the run's settings: equal keys hold equal rows."""
     source = unit.source
-    facts = [source.path, source.size_bytes, source.version, unit.start, unit.stop, settings]
+    facts = [source.path, source.relative, source.size_bytes, source.version, unit.start, unit.stop, settings]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
 
 

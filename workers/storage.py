@@ -1,5 +1,6 @@
 """Where files live: local paths and URLs behind one small interface (pyarrow first, fsspec for the rest)."""
 
+import errno
 import os
 import posixpath
 import re
@@ -20,6 +21,22 @@ _ARROW_SCHEMES = (*_OBJECT_STORES, "hdfs", "viewfs")
 _QUERY = re.compile(r"\?[a-z_]+=[^/]*$")
 """Options of a URL (`?endpoint_override=...`); any other question mark is a wildcard of a glob."""
 _VERSION_KEYS = ("ETag", "etag", "mtime", "last_modified", "LastModified", "updated", "created")
+
+
+_TROUBLE = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH)
+    + (errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBUSY, errno.ENOTCONN)
+)
+
+
+def is_trouble(error: BaseException | None) -> bool:
+    """Did the disk, the network or the credentials fail, rather than the file's content?"""
+    while error is not None:
+        gone = "NO_SUCH_KEY" in str(error) or "RESOURCE_NOT_FOUND" in str(error)
+        if isinstance(error, OSError) and (error.errno in _TROUBLE or ("AWS Error" in str(error) and not gone)):
+            return True
+        error = error.__cause__
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +73,7 @@ class Storage:
             return path
         fsspec_system = self._fsspec
         if fsspec_system is not None:
-            return str(fsspec_system.unstrip_protocol(path))
+            return str(fsspec_system.unstrip_protocol(path)).split("?")[0]
         return f"{self.scheme}://{path}"
 
     def open_input(self, path: str) -> pa.NativeFile:
@@ -75,8 +92,12 @@ class Storage:
         """Write atomically: readers see the old file or the whole new one. Missing folders are made."""
         self.makedirs(posixpath.dirname(path))
         if not self.is_local:
-            with self.filesystem.open_output_stream(path) as stream:  # an object appears when its one put ends
+            whole = self.scheme in _OBJECT_STORES  # there an object appears when its one put ends
+            written = path if whole else f"{path}.{uuid.uuid4().hex}.tmp"
+            with self.filesystem.open_output_stream(written) as stream:
                 stream.write(data)
+            if not whole:
+                self.move(written, path)
             return
         temporary = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)[:100]}.{uuid.uuid4().hex}.tmp")
         try:

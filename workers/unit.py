@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmbm_core.errors import RunError
 from mmbm_core.rows import Embedded, Keys, Seen, embed_cells, hash_cells, modalities_array, vector_array
 from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
 from workers.crashes import CrashLog, WorkerLost
@@ -18,7 +19,7 @@ from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource
 from workers.reuse import Reusable, hash_table, row_hashes
 from workers.spec import RunSpec
-from workers.storage import Storage
+from workers.storage import Storage, is_trouble
 
 _MAX_SEEN = 50_000
 """Values of a unit that are remembered to encode equal ones once; lists of millions must not fill the memory."""
@@ -60,6 +61,7 @@ class _UnitRun:
         self.cut: list[int] = []
         self.seen: dict[Modality, Seen] = {}
         self.parents_out: set[int] = set()
+        self.parents_bad: set[int] = set()
         self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0}
         self.reusable = Reusable(spec.output, facts.get("reuse", []))
 
@@ -71,15 +73,18 @@ class _UnitRun:
         if crashes.unreadable:
             self._broken("reading it killed the worker twice")
             return
-        chunks = get_reader(self.spec.format).read(self.storage, self.unit, self.spec.source_schema)
+        chunks = get_reader(self.spec.format).read(self.storage, self.unit, self.guard.schema)
         try:
             for chunk in chunks:
                 yield from _rows_of(chunk) if crashes.careful else [chunk]
         except UnreadableSource as error:
+            if is_trouble(error):
+                raise RunError(f"can't read {self.guard.uri}: {error}; run the same command again to resume") from error
             self._broken(str(error))
 
     def _broken(self, error: str) -> None:
         self.guard.rows_in += 1
+        self.guard.rows_bad += 1
         relative = self.unit.source.relative
         self.quarantine.add(relative, self.storage.uri(self.unit.source.path), error, "open")
 
@@ -126,6 +131,7 @@ class _UnitRun:
             stage = "encode" if hashes[row] else "fetch" if self.guard.fetches else "read"
             if fatal:
                 self.quarantine.add(rows.ids[row], rows.sources[row], fatal, "row" if isinstance(fatal, str) else stage)
+                self.parents_bad.add(rows.parents[row])
                 continue
             if errors:
                 self.dropped.add(rows.ids[row], rows.sources[row], errors, stage)
@@ -152,6 +158,12 @@ class _UnitRun:
         """Write the part and what stands beside it."""
         table = pa.concat_tables([self.schema.empty_table(), *self.tables])
         rows_out = len(self.parents_out)
+        quarantined = self.guard.rows_bad + len((self.parents_bad | self.guard.duplicates) - self.parents_out)
+        if self.guard.rows_in != rows_out + quarantined:
+            raise RunError(
+                f"{self.guard.uri}: {self.guard.rows_in} rows in, {rows_out} out, {quarantined} quarantined: this is a "
+                "fault of mmbm, please report it"
+            )
         source = self.unit.source
         entry: Entry = {
             "part": self.facts["part"],
@@ -163,7 +175,7 @@ class _UnitRun:
             "source_bytes": self.unit.size_bytes,
             "rows_in": self.guard.rows_in,
             "rows_out": rows_out,
-            "rows_quarantined": self.guard.rows_in - rows_out,
+            "rows_quarantined": quarantined,
             "rows_exploded": self.guard.rows_exploded,
             "rows_written": table.num_rows,
             "quarantine_lines": len(self.quarantine.lines),
@@ -172,8 +184,6 @@ class _UnitRun:
             **self.counts,
             "values_cut": sum(self.cut),
         }
-        if rows_out + len(self.quarantine.lines) < self.guard.rows_in:
-            raise AssertionError(f"rows lost in {entry}")
         hashes = hash_table(self.hashes, self.cut)
         side = {"_quarantine": self.quarantine.table(), "_dropped": self.dropped.table(), "_hashes": hashes}
         self.spec.output.commit(self.facts["part"], table, entry, side)

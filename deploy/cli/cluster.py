@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from functools import partial
 
 from mmbm_core.errors import RunError
@@ -13,6 +14,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_CONNECT_S = 10.0
 
 
 def connect() -> None:
@@ -36,6 +38,7 @@ def connect() -> None:
 
 
 def _init() -> None:
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     import ray
 
     start = partial(ray.init, logging_level=logging.ERROR, log_to_driver=False)
@@ -45,6 +48,15 @@ def _init() -> None:
         except ValueError:  # an existing cluster takes no options
             start()
     except (ConnectionError, RuntimeError, OSError) as error:
-        where = os.environ.get("RAY_ADDRESS")
-        what = f"reach the Ray cluster at RAY_ADDRESS={where}" if where else "start Ray"
-        raise RunError(f"can't {what}: {str(error).strip().splitlines()[0]}") from error
+        raise RunError(f"can't start or join a Ray cluster: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise RunError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error.strerror or error}") from error

@@ -130,7 +130,7 @@ def image_kernels(device: torch.device) -> tuple[str, ...]:
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """The half-precision type that `device` computes faster than float32, or None."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     features = torch.cpu.get_capabilities()
     return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else None
 

@@ -1,6 +1,7 @@
 """Inputs whose vectors are known."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from mmbm_core.bundle import load_bundle
 from tests.checkpoints import save_text_model
+from tests.survival.harness import cluster
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,10 @@ def vectors(texts: Path, text_model: str) -> dict[str, list[float]]:
     rows = [row for row in rows if row["text"]]
     embedded = load_bundle(text_model).embed(rows)["text_embedding"].to_pylist()
     return dict(zip((row["id"] for row in rows), embedded, strict=True))
+
+
+@pytest.fixture(scope="session")
+def two_cpus() -> Iterator[str]:
+    """Address of a running cluster with two CPUs, and no GPU."""
+    with cluster(2) as address:
+        yield address

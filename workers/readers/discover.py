@@ -30,8 +30,8 @@ class InputSet:
 
     @property
     def folders(self) -> list[str]:
-        """Inputs that are read whole, with all that is below them."""
-        return [place.storage.uri(place.path) for place in self._places if not place.names and not place.pattern]
+        """Folders that the inputs are listed in: what is written below them would be read by the next run."""
+        return [place.storage.uri(place.path) for place in self._places if not place.names]
 
     @property
     def ignored(self) -> int:

@@ -70,13 +70,15 @@ def _parse(position: int, line: bytes) -> tuple[int, dict[str, Any], int] | BadR
 
 def _sample(storage: Storage, source: Source) -> Iterator[dict[str, Any]]:
     held_bytes = 0
-    for item in islice(_rows(storage, source, 0, None, block_bytes=_PROBE_BYTES), _SAMPLE_ROWS):
+    small = source.size_bytes <= _SAMPLE_BYTES and not codec_of(source.path)
+    rows = _rows(storage, source, 0, None, block_bytes=_PROBE_BYTES)
+    for item in rows if small else islice(rows, _SAMPLE_ROWS):
         if not isinstance(item, BadRow):
             yield item[1]
             held_bytes += item[2]
-        if held_bytes > _SAMPLE_BYTES:
+        if held_bytes > _SAMPLE_BYTES and not small:
             break
-    if codec_of(source.path) or source.size_bytes <= _SAMPLE_BYTES // 8:
+    if small or codec_of(source.path):
         return
     for probe in range(1, _PROBES + 1):
         start = source.size_bytes * probe // (_PROBES + 1)

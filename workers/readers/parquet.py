@@ -19,7 +19,7 @@ from workers.readers.base import (
     UnreadableSource,
 )
 from workers.readers.tabular import conform, normal_type
-from workers.storage import Storage
+from workers.storage import Storage, is_trouble
 
 _BUFFER_BYTES = 4 << 20
 _ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
@@ -76,7 +76,7 @@ class ParquetReader(Reader):
 def _open(storage: Storage, source: Source) -> Iterator[pq.ParquetFile]:
     try:
         raw = storage.open_input(source.path)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UnreadableSource(f"can't open the file: {error}") from error
     with raw:
         try:
@@ -124,6 +124,8 @@ def _read_group(
         try:
             batch = next(batches, None)
         except _ERRORS as trouble:
+            if is_trouble(trouble):
+                raise UnreadableSource(f"can't read the file: {trouble}") from trouble
             error, batch = f"row group {group.number} is damaged ({trouble})", None
         if not batch:
             break
