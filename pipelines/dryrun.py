@@ -3,12 +3,10 @@
 import time
 from typing import Any
 
-from mmbm_core.sample import MODALITIES
-from pipelines.embed import EmbedRequest, cluster_workers, probe_input
+from pipelines.embed import EmbedRequest, check_apart, cluster_workers, probe_input, settle_columns
 from pipelines.probe import ProbeResult
 from pipelines.progress import say
 from pipelines.sample import SourceSample, read_sample, values_per_row
-from workers.columns import choose_encodings
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
 from workers.resources import WorkerResources
@@ -24,11 +22,11 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
         UsageError: what a run would refuse, this refuses too.
     """
     inputs = discover(request.inputs, format=request.format)
+    check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
     probe = probe_input(request, source, resources)
-    available = [m for m in MODALITIES if m in probe.model.widths]
-    encodings = choose_encodings(source.input_schema, source.rows, given=request.columns, available=available)
+    encodings, _, _ = settle_columns(request, source, probe)
     rows_read, bytes_read, seconds = _time_reading(inputs, source.input_schema)
     per_row = values_per_row(source, encodings)
     stages = {

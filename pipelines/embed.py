@@ -46,7 +46,7 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
     started = time.monotonic()
     inputs = discover(request.inputs, format=request.format)
     storage, folder = open_location(request.output)
-    _check_apart(inputs, storage.uri(folder))
+    check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
     try:
@@ -102,6 +102,7 @@ def probe_input(
     return run_probe(
         request.model, samples, precision=request.precision, options=request.options,
         resources=resources, limits=request.limits, budget=request.budget, kernels=kernels,
+        stall_s=request.settings.stall_s,
     )  # fmt: skip
 
 
@@ -117,6 +118,28 @@ def make_spec(
 ) -> RunSpec:  # fmt: skip
     """Settle everything workers need. What an earlier run of the output settled stays, so that its units stay."""
     schema, s = source.input_schema, request.settings
+    encodings, kept, id_column = settle_columns(request, source, probe)
+    names = {name: [m for m, e in _names(probe, encodings).items() if e == name] for name in probe.model.kernels}
+    return RunSpec(
+        output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
+        kept=tuple(kept), id_column=id_column, explode=request.explode,
+        half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
+        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request),
+        device=resources.device, threads=resources.threads,
+        pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,
+                          budget=request.budget),
+    )  # fmt: skip
+
+
+def settle_columns(
+    request: EmbedRequest, source: SourceSample, probe: ProbeResult
+) -> tuple[tuple[Encoding, ...], list[str], str | None]:
+    """Columns to embed, columns to carry, and the column of ids.
+
+    Raises:
+        UsageError: no such column, a name clash, nothing to embed.
+    """
+    schema, s = source.input_schema, request.settings
     encodings = choose_encodings(
         schema, source.rows, given=request.columns, available=[m for m in MODALITIES if m in probe.model.widths]
     )
@@ -128,16 +151,7 @@ def make_spec(
     id_column = request.id_column or (ID if ID in schema.names else None)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=drop, keep_media=s.keep_media)
     check_clashes(encodings, kept)
-    names = {name: [m for m, e in _names(probe, encodings).items() if e == name] for name in probe.model.kernels}
-    return RunSpec(
-        output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
-        kept=tuple(kept), id_column=id_column, explode=request.explode,
-        half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
-        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request),
-        device=resources.device, threads=resources.threads,
-        pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,
-                          budget=request.budget),
-    )  # fmt: skip
+    return encodings, kept, id_column
 
 
 def _names(probe: ProbeResult, encodings: Sequence[Encoding]) -> dict[Modality, str]:
@@ -171,11 +185,16 @@ def _url_policy(request: EmbedRequest) -> UrlPolicy:
     )  # fmt: skip
 
 
-def _check_apart(inputs: InputSet, output: str) -> None:
-    """An OUTPUT inside an INPUT would be read as input by the next run."""
-    for location in inputs.folders:
-        if (output.rstrip("/") + "/").startswith(location.rstrip("/") + "/"):
-            raise UsageError(f"OUTPUT {output} lies inside INPUT {location}; give a folder of its own")
+def check_apart(inputs: InputSet, output: str) -> None:
+    """An OUTPUT inside an INPUT would be read as input by the next run.
+
+    Raises:
+        UsageError: it is.
+    """
+    storage, folder = open_location(output)
+    output = storage.uri(folder)
+    if inputs.lists(output):
+        raise UsageError(f"OUTPUT {output} lies inside an INPUT; give a folder of its own")
 
 
 def _check_same_output(spec: RunSpec, earlier: dict[str, Any] | None) -> None:

@@ -17,7 +17,7 @@ from mmbm_core.media import Limits
 from mmbm_core.names import EXACT
 from mmbm_core.sample import MODALITIES, Modality
 from pipelines.progress import say
-from pipelines.trouble import user_error
+from pipelines.trouble import user_error, waiting_for
 from workers.resources import WorkerResources
 from workers.spec import ModelSpec
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
     from mmbm_core.bundle import Bundle
 
 MIN_COSINE = 0.999
+_NOTICE_S = 30.0
 SAMPLE_VALUES = 24
 
 
@@ -54,6 +55,7 @@ class ProbeResult:
 def run_probe(
     model: str, samples: dict[Modality, list[Any]], *, precision: str, options: dict[str, dict[str, Any]],
     resources: WorkerResources, limits: Limits, budget: dict[Modality, int], kernels: dict[str, str] | None,
+    stall_s: float,
 ) -> ProbeResult:  # fmt: skip
     """Run the probe in a task with a worker's share of the cluster.
 
@@ -61,11 +63,16 @@ def run_probe(
         samples: some values of each modality.
         kernels: what an earlier run of this output settled on; then nothing is measured.
     """
+    started = time.monotonic()
     task = _probe.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
     nothing: dict[Modality, list[Any]] = {modality: [] for modality in samples}
     for tried in (samples, samples, nothing):
         try:
             job = task.remote(model, tried, precision, options, resources, limits, budget, kernels)
+            while not ray.wait([job], timeout=_NOTICE_S)[0]:
+                say(f"still waiting for a worker to try the model. {waiting_for()}")
+                if time.monotonic() - started > stall_s:
+                    raise RunError(f"no worker could try the model for {stall_s:g} s. {waiting_for()}")
             return ray.get(job)  # type: ignore[no-any-return]
         except WorkerCrashedError:
             say("WARNING: the worker that tried the model on the input's first rows was killed")

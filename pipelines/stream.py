@@ -39,7 +39,7 @@ def stream_entries(
     entries: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_drain, args=(plan, spec, resources, entries), daemon=True).start()
     last = started = time.monotonic()
-    noticed = False
+    noticed, seen = False, _signs_of_life(spec)
     while True:
         try:
             entry = entries.get(timeout=_TICK_S)
@@ -47,7 +47,10 @@ def stream_entries(
             books.tick()
             waited = time.monotonic() - last
             if waited > stall_s:
-                raise RunError(f"no unit ended for {waited:.0f} s. {waiting_for()}. Then {RESUME}") from None
+                alive = _signs_of_life(spec)
+                if alive == seen:
+                    raise RunError(f"no unit ended for {waited:.0f} s. {waiting_for()}. Then {RESUME}") from None
+                seen, last = alive, time.monotonic()
             if waited > _NOTICE_S and last == started and not noticed:
                 noticed = True
                 say(f"still waiting for the first unit. {waiting_for()}")
@@ -59,6 +62,12 @@ def stream_entries(
         last = time.monotonic()
         yield entry
         books.tick()
+
+
+def _signs_of_life(spec: RunSpec) -> list[tuple[str, str]]:
+    """Files of the staging folder: workers write there when they begin a unit, and while a long one goes on."""
+    staging = spec.output.storage.list(spec.output.staging(), recursive=False)
+    return [(entry.name, entry.version) for entry in staging]
 
 
 def _drain(plan: PlanSource, spec: RunSpec, resources: WorkerResources, entries: "queue.Queue[Any]") -> None:

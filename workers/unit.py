@@ -25,6 +25,10 @@ _MAX_SEEN = 50_000
 """Values of a unit that are remembered to encode equal ones once; lists of millions must not fill the memory."""
 
 
+ALIVE_S = 30.0
+"""A unit that takes longer says so this often."""
+
+
 class UnitWorker:
     """A Ray Data actor: one row of the plan in, one ledger entry out. The model is loaded once, here."""
 
@@ -42,8 +46,12 @@ class UnitWorker:
         while True:
             with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
                 work = _UnitRun(self.spec, self.encode, storage, unit, facts)
+                seen_s = started
                 for chunk in work.chunks(crashes):
                     work.add(chunk, crashes)
+                    if time.monotonic() - seen_s > ALIVE_S:  # a compressed source is one unit, and may take hours
+                        seen_s = time.monotonic()
+                        self.spec.output.stage(f"alive-{facts['key']}", str(seen_s).encode())
                 return work.commit(time.monotonic() - started)
 
 

@@ -48,7 +48,10 @@ def _init() -> None:
         except ValueError:  # an existing cluster takes no options
             start()
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise RunError(f"can't start or join a Ray cluster: {str(error).strip().splitlines()[0]}") from error
+        # Ray keeps its token from a cluster that is named, even where that cluster asks for it.
+        named = "RAY_ADDRESS" in os.environ and "RAY_AUTH_MODE" not in os.environ
+        hint = "; where it was started with token authentication, set RAY_AUTH_MODE=token" if named else ""
+        raise RunError(f"can't start or join a Ray cluster: {str(error).strip().splitlines()[0]}{hint}") from error
 
 
 def _check_address(address: str) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_S = 150.0
+_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 class Process(NamedTuple):
@@ -67,7 +68,7 @@ class Cli:
 
     def __init__(self, *args: Any, address: str = "local", **env: str) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="mm-"))  # short: sockets are made in it
-        env = {"RAY_TMPDIR": str(self.scratch), "TMPDIR": str(self.scratch), "RAY_ADDRESS": address, **env}
+        env = {**_RAY, "RAY_TMPDIR": str(self.scratch), "TMPDIR": str(self.scratch), "RAY_ADDRESS": address, **env}
         command = [sys.executable, "-m", "deploy.cli.main", *map(str, args)]
         with open(self.scratch / "out", "wb") as out, open(self.scratch / "err", "wb") as err:
             self.process = subprocess.Popen(
@@ -137,7 +138,7 @@ def cluster(num_cpus: int, **options: Any) -> Iterator[str]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", f"--num-cpus={num_cpus}"]
     before = set(processes())
-    env = {**os.environ, "RAY_TMPDIR": scratch, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    env = {**os.environ, **_RAY, "RAY_TMPDIR": scratch}
     command = [*ray, "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={scratch}", *flags]
     started = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG_S)
     try:

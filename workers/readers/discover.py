@@ -28,10 +28,15 @@ class InputSet:
     def reader(self) -> Reader:
         return get_reader(self.format)
 
-    @property
-    def folders(self) -> list[str]:
-        """Folders that the inputs are listed in: what is written below them would be read by the next run."""
-        return [place.storage.uri(place.path) for place in self._places if not place.names]
+    def lists(self, folder: str) -> bool:
+        """Would what is written into `folder`, a URI, be listed as input?"""
+        for place in self._places:
+            base = place.storage.uri(place.path).rstrip("/") + "/"
+            below = f"{folder.rstrip('/')}/".startswith(base)
+            one_level = place.names or (place.pattern and "**" not in place.pattern)
+            if below and (not one_level or f"{folder.rstrip('/')}/" == base):
+                return True
+        return False
 
     @property
     def ignored(self) -> int:
