@@ -17,9 +17,9 @@ from mmbm_core.media import Limits
 from mmbm_core.names import EXACT
 from mmbm_core.sample import MODALITIES, Modality
 from pipelines.progress import say
-from pipelines.trouble import user_error, waiting_for
 from workers.resources import WorkerResources
 from workers.spec import ModelSpec
+from workers.trouble import user_error, waiting_for
 
 if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
     from mmbm_core.bundle import Bundle

@@ -1,6 +1,7 @@
 """The plan through Ray Data's actor pool, with a watchdog: entries come out as units are committed."""
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from ray.data import ActorPoolStrategy, DataContext
 from mmbm_core.errors import RunError
 from pipelines.plan import PlanSource
 from pipelines.progress import say
-from pipelines.trouble import RESUME, user_error, waiting_for
 from workers.output import Entry
 from workers.resources import COORDINATOR_CPUS, PLANNER_CPUS, WorkerResources
 from workers.spec import RunSpec
-from workers.unit import UnitWorker
+from workers.trouble import RESUME, retell, user_error, waiting_for
+from workers.unit import FAILED, UnitWorker
 
 _TICK_S = 0.5
 _NOTICE_S = 30.0
@@ -60,8 +61,16 @@ def stream_entries(
         if isinstance(entry, BaseException):
             raise user_error(entry)
         last = time.monotonic()
-        yield entry
+        yield checked(entry)
         books.tick()
+
+
+def checked(entry: Entry) -> Entry:
+    """The entry, or what a unit worker sent in its place, raised."""
+    if FAILED in entry:
+        sys.stderr.write(entry[FAILED]["traceback"])
+        raise retell(entry[FAILED])
+    return entry
 
 
 def _signs_of_life(spec: RunSpec) -> list[tuple[str, str]]:

@@ -20,11 +20,14 @@ from workers.readers.base import Chunk, Unit, UnreadableSource
 from workers.reuse import Reusable, hash_table, row_hashes
 from workers.spec import RunSpec
 from workers.storage import Storage, is_trouble
+from workers.trouble import tell
 
 _MAX_SEEN = 50_000
 """Values of a unit that are remembered to encode equal ones once; lists of millions must not fill the memory."""
 
 
+FAILED = "failed"
+"""Key of what takes an entry's place where a unit could not be done."""
 ALIVE_S = 30.0
 """A unit that takes longer says so this often."""
 
@@ -37,7 +40,10 @@ class UnitWorker:
         self.encode = open_backend(spec)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        entries = [self.run(*task) for task in map(_decode, plan["task"].to_pylist())]
+        try:
+            entries = [self.run(*task) for task in map(_decode, plan["task"].to_pylist())]
+        except Exception as error:
+            entries = [{FAILED: tell(error)}]
         return pa.table({"entry": [json.dumps(entry) for entry in entries]})
 
     def run(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> Entry:

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None, *, log: str = "") -> int:
 
 def _explain(error: Exception, log: str) -> int:
     if "ray" in sys.modules:
-        from pipelines.trouble import unwrap
+        from workers.trouble import unwrap
 
         error = unwrap(error)
     if isinstance(error, (UsageError, RunError)):

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import embed as embed_module
 from pipelines.embed import EmbedRequest, EmbedSettings
+from pipelines.stream import checked
 from tests.checkpoints import save_clip, save_text_model
 from workers.unit import UnitWorker
 
@@ -49,7 +50,7 @@ def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, te
     def run_here(plan: Any, spec: Any, resources: Any, *, stall_s: float, books: Any) -> Iterator[dict[str, Any]]:
         worker = UnitWorker(spec)
         for block in plan.get_read_tasks(1)[0]():
-            yield from map(json.loads, worker(block)["entry"].to_pylist())
+            yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
 
     def run(*inputs: Path, output: str = "out", real: bool = False, **given: Any) -> Run:
         if not real:

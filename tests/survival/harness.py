@@ -67,6 +67,7 @@ class Cli:
     """
 
     def __init__(self, *args: Any, address: str = "local", **env: str) -> None:
+        self._stderr = ""
         self.scratch = Path(tempfile.mkdtemp(prefix="mm-"))  # short: sockets are made in it
         env = {**_RAY, "RAY_TMPDIR": str(self.scratch), "TMPDIR": str(self.scratch), "RAY_ADDRESS": address, **env}
         command = [sys.executable, "-m", "deploy.cli.main", *map(str, args)]
@@ -81,7 +82,7 @@ class Cli:
 
     @property
     def stderr(self) -> str:
-        return (self.scratch / "err").read_text()
+        return self._stderr or (self.scratch / "err").read_text()
 
     def member(self, title: str) -> int | None:
         """One process of this command whose title holds `title`."""
@@ -96,8 +97,9 @@ class Cli:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            log = "\n".join(path.read_text()[-3000:] for path in self.scratch.glob("*.log"))
-            raise AssertionError(f"still running after {timeout_s} s:\n{self.stderr[-3000:]}\n{log}") from None
+            raise AssertionError(
+                f"still running after {timeout_s} s:\n{self.stderr[-3000:]}\n{self._log()}"
+            ) from None
         finally:
             self.close()
 
@@ -106,7 +108,7 @@ class Cli:
         try:
             status = self.process.wait(timeout_s)
             out = (self.scratch / "out").read_text()
-            assert status == 0, f"exit status {status}: {self.stderr[-3000:]}"
+            assert status == 0, f"exit status {status}: {self.stderr[-3000:]}\n{self._log()}"
             assert out.count("\n") == 1
             assert "Traceback" not in self.stderr
             figures: dict[str, Any] = json.loads(out)
@@ -114,12 +116,16 @@ class Cli:
         finally:
             self.close()
 
+    def _log(self) -> str:
+        return "\n".join(path.read_text()[-3000:] for path in self.scratch.glob("*.log"))
+
     def close(self) -> None:
         """Kill what is left."""
         for pid in family(self.pid):
             kill(pid)
         self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True) if not self.process.returncode else None
+        self._stderr = self.stderr
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def kill(pid: int | None, number: int = signal.SIGKILL) -> None:

@@ -1,5 +1,6 @@
 """Trouble that no restart mends: one clear message, the right exit status, no traceback, and soon."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from tests.survival.harness import Cli, check_tidy
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a megabyte."""
+    """A disk of 400 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("may not mount")
     yield folder
@@ -39,9 +40,12 @@ def test_bad_words_are_refused_together_before_anything_starts(texts: Path, tmp_
 
 
 def test_what_only_the_cluster_can_tell(texts: Path, text_model: str, two_cpus: str, tmp_path: Path) -> None:
-    def run(*args: object, output: str = "o") -> Cli:
+    def run(*args: object, output: str = "") -> Cli:
         env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
-        return Cli("embed", *args, "--output", tmp_path / output, address=two_cpus, **env)
+        folder = tmp_path / (output or f"o{next(number)}")  # they run at the same time
+        return Cli("embed", *args, "--output", folder, address=two_cpus, **env)
+
+    number = itertools.count()
 
     (tmp_path / "file").write_text("not a folder")
     several = [

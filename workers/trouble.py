@@ -1,5 +1,7 @@
 """What went wrong in a run, for its user: out of the layers Ray wraps it in, with what to do."""
 
+import traceback
+
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
@@ -32,6 +34,17 @@ def user_error(error: BaseException) -> Exception:
     lines = [line for line in str(last).splitlines() if line.strip()]
     kind = "the Ray cluster failed" if isinstance(last, RayError) else "a worker failed"
     return RunError(f"{kind}: {type(last).__name__}: {lines[-1] if lines else ''}")
+
+
+def tell(error: Exception) -> dict[str, str]:
+    """`error` as data: as an exception, Ray Data would wrap it until nothing but a text is left."""
+    told = user_error(error)
+    return {"kind": type(told).__name__, "message": str(told), "traceback": "".join(traceback.format_exception(error))}
+
+
+def retell(told: dict[str, str]) -> Exception:
+    """The exception that `tell` told."""
+    return (UsageError if told["kind"] == "UsageError" else RunError)(told["message"])
 
 
 def _start_error(text: str) -> Exception | None:
