@@ -97,9 +97,7 @@ class Cli:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"still running after {timeout_s} s:\n{self.stderr[-3000:]}\n{self._log()}"
-            ) from None
+            raise AssertionError(f"still running after {timeout_s} s:\n{self.stderr[-3000:]}\n{self._log()}") from None
         finally:
             self.close()
 

@@ -9,6 +9,9 @@ import pytest
 from tests.survival.harness import Cli, check_tidy, cluster, family, kill, parts, processes, table, wait_for
 
 
+pytestmark = pytest.mark.slow
+
+
 def embed(texts: Path, model: str, output: Path, *settings: str, **options: Any) -> Cli:
     flags = [part for setting in ("unit_rows=50", *settings) for part in ("--set", setting)]
     return Cli("embed", texts, "--output", output, "--model", model, "--precision", "exact", *flags, **options)
