@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from pipelines.progress import say
@@ -49,6 +50,8 @@ def _wait(child: int, read_end: int, log: str) -> int:
         signal.signal(number, lambda number, frame: os.kill(child, number))
     _, ended = os.waitpid(child, 0)
     status = os.waitstatus_to_exitcode(ended)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # a cluster of its own that was just starting
     if os.read(read_end, 4):
         return status
     how = f"was killed ({signal.Signals(-status).name})" if status < 0 else "was ended by Ray: its node died"

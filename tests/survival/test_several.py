@@ -8,7 +8,6 @@ import pytest
 
 from tests.survival.harness import Cli, check_tidy, cluster, family, kill, parts, processes, table, wait_for
 
-
 pytestmark = pytest.mark.slow
 
 
