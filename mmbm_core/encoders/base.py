@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
-
-Precision = Literal["exact", "fast"]
 
 
 @dataclass(slots=True)

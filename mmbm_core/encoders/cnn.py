@@ -15,8 +15,6 @@ from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class CnnEncoder(Encoder):
     """Feature maps -> tokens (B, H x W, D); their mean -> vector (B, D).

@@ -1,4 +1,4 @@
-"""Vectors of the presets mean something on real data: the figures of README, "Speed and likeness"."""
+"""Vectors of the presets mean something on real data: the figures of README, "Likeness"."""
 
 import json
 from pathlib import Path
