@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from mmbm_core.batching import BatchEncoder
-from mmbm_core.encoders import build_encoder
+from mmbm_core.encoders import build_encoder, modalities_of
 from mmbm_core.encoders.base import Encoder, Item
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
@@ -202,9 +202,7 @@ def load_bundle(
 
 def _build(name: str, options: dict[str, dict[str, Any]]) -> Encoder:
     """Options are by modality: a joint encoder takes those of each of its modalities."""
-    plain = build_encoder(name)
-    chosen = {k: v for m in plain.modalities for k, v in options.get(m, {}).items()}
-    return build_encoder(name, **chosen) if chosen else plain
+    return build_encoder(name, **{k: v for m in modalities_of(name) for k, v in options.get(m, {}).items()})
 
 
 __all__ = ["DEFAULT_MODEL", "EMBEDDING", "EXACT", "Bundle", "load_bundle"]
