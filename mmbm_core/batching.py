@@ -15,17 +15,21 @@ from mmbm_core.sample import Modality
 def cut_batches(costs: Sequence[int], *, budget: int, equal_lengths: bool = False) -> list[list[int]]:
     """Indices of `costs` grouped so that count x longest <= budget; longest batch first.
 
-    An item over the budget is a batch of its own. With `equal_lengths` only equal costs share a batch.
+    A batch of a quarter of the budget ends before an item it would pad by more than a tenth. An item over the budget
+    is a batch of its own. With `equal_lengths` only equal costs share a batch.
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     batches: list[list[int]] = []
+    longest, shortest = 0, 0.0
     for i in order:
-        longest = costs[batches[-1][0]] if batches else 0
-        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget
-        if fits and (not equal_lengths or costs[i] == longest):
+        count = len(batches[-1]) + 1 if batches else 1
+        if batches and count * longest <= budget and costs[i] >= shortest:
             batches[-1].append(i)
         else:
             batches.append([i])
+            longest, count = costs[i], 1
+        full = count * longest >= budget / 4
+        shortest = longest if equal_lengths else 0.9 * longest if full else 0
     return batches
 
 

@@ -29,7 +29,7 @@ from workers.resources import WorkerResources, plan_workers
 from workers.spec import RunSpec
 from workers.storage import open_location
 
-UNIT_SECONDS = 5.0
+UNIT_SECONDS = 10.0
 _MAX_UNIT = UnitSize(rows=20_000, size_bytes=128 << 20)
 
 

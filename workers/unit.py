@@ -16,7 +16,7 @@ from workers.guard import Quarantine, RowGuard, Rows, row_errors, uri_base
 from workers.output import Entry
 from workers.placement import open_backend
 from workers.readers import get_reader
-from workers.readers.base import Chunk, Unit, UnreadableSource
+from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
 from workers.reuse import Reusable, hash_table, row_hashes
 from workers.spec import RunSpec
 from workers.storage import Storage, is_trouble
@@ -89,7 +89,7 @@ class _UnitRun:
             return
         chunks = get_reader(self.spec.format).read(self.storage, self.unit, self.guard.schema)
         try:
-            for chunk in chunks:
+            for chunk in chunks if crashes.careful else merge_chunks(chunks):
                 yield from _rows_of(chunk) if crashes.careful else [chunk]
         except UnreadableSource as error:
             if is_trouble(error):

@@ -68,7 +68,7 @@ class TextEncoder(Encoder):
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def budget(self, modality: Modality) -> int:
-        return 2048 if self.device.type == "cpu" else 65536
+        return 1024 if self.device.type == "cpu" else 65536
 
     def preprocessing(self) -> dict[str, Any]:
         rules = tokenizer_fingerprint(self.tokenizer)

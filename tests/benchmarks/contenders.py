@@ -62,7 +62,7 @@ def limit_worker(
     encode = LOOPS[modality](model, precision)
     encode(None)
     barrier.wait()
-    per_ticket = 16 if modality == "text" else 2
+    per_ticket = max(1, min(4 if modality == "text" else 2, len(groups) // (4 * CORES)))
     while True:
         with tickets.get_lock():
             start, tickets.value = tickets.value, tickets.value + per_ticket

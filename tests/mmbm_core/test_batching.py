@@ -66,3 +66,11 @@ def test_batches_keep_within_the_budget() -> None:
     assert all(len(batch) * max(costs[i] for i in batch) <= 100 for batch in batches)
     assert cut_batches([500, 1], budget=100) == [[0], [1]]
     assert cut_batches([3, 2, 3, 2], budget=100, equal_lengths=True) == [[0, 2], [1, 3]]
+
+
+def test_batches_of_any_sample_hold_little_padding() -> None:
+    costs = (np.random.default_rng(2).lognormal(3.8, 1, 500).clip(1, 256)).astype(int).tolist()
+    batches = cut_batches(costs, budget=1024)
+    padded = sum(len(batch) * max(costs[i] for i in batch) for batch in batches)
+    assert padded < 1.1 * sum(costs)
+    assert len(batches) < 3 * sum(costs) / 1024

@@ -1,7 +1,7 @@
 """What every reader offers: see the schema of a source, cut it into work units, read one unit as Arrow chunks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -100,3 +100,31 @@ class Reader(ABC):
 
         A row that can't be parsed or cast is a `BadRow`, never an exception, and never takes another row with it.
         """
+
+
+def merge_chunks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Join small chunks, such as those of small row groups: batches are cut better where there is more to cut from."""
+    held: list[Chunk] = []
+    rows = num_bytes = 0
+    try:
+        for chunk in chunks:
+            size_bytes = chunk.table.nbytes
+            if held and (rows + chunk.table.num_rows > CHUNK_ROWS or num_bytes + size_bytes > CHUNK_BYTES):
+                yield _join(held)
+                held, rows, num_bytes = [], 0, 0
+            held.append(chunk)
+            rows, num_bytes = rows + chunk.table.num_rows, num_bytes + size_bytes
+    except UnreadableSource:  # what came before it counts
+        if held:
+            yield _join(held)
+        raise
+    if held:
+        yield _join(held)
+
+
+def _join(chunks: list[Chunk]) -> Chunk:
+    return Chunk(
+        table=pa.concat_tables([chunk.table for chunk in chunks]),
+        positions=[position for chunk in chunks for position in chunk.positions],
+        bad=[bad for chunk in chunks for bad in chunk.bad],
+    )
