@@ -100,7 +100,7 @@ class DecodeActor:
         exact = replace(model, kernels=dict.fromkeys(model.kernels, EXACT))  # a CPU need not have the GPU's kernels
         self.bundle = load_checked(exact, list(model.kernels), **options)
         for modality, name in self.bundle.names.items():
-            self.bundle.encoders[modality].encoder.fast = model.kernels[name] != EXACT
+            self.bundle.encoders[modality].encoder.kernels = model.kernels[name]
 
     def prepare(self, modality: Modality, values: list[Any]) -> "list[Item | MediaError]":
         return self.bundle.prepare_values(modality, values)

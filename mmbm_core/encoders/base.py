@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
+from mmbm_core.names import EXACT
 from mmbm_core.sample import Modality
 
 
@@ -50,7 +51,8 @@ class Encoder(nn.Module, ABC):
     """True where the vectors of all its modalities may be compared (CLIP, CLAP)."""
     equal_lengths: bool = False
     """True where padding would change a result, so that only items of equal cost share a batch."""
-    fast: bool = False
+    kernels: str = EXACT
+    """What the model runs on, and how its values are prepared: `exact`, or one of `fast_kernels`."""
 
     @property
     @abstractmethod
@@ -86,7 +88,7 @@ class Encoder(nn.Module, ABC):
 
     def accelerate(self, kernels: str) -> None:
         """Turn on one of `fast_kernels`."""
-        self.fast = True
+        self.kernels = kernels
         self.to(kernels_dtype(kernels))
 
     @property
@@ -115,14 +117,26 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def kernels_dtype(kernels: str) -> torch.dtype:
-    """The type that a name such as `bfloat16+scaled-jpeg` begins with."""
+    """The type that a name such as `bfloat16+jpeg-3x` begins with."""
     return getattr(torch, re.split(r"[-+]", kernels)[0])  # type: ignore[no-any-return]
 
 
 def image_kernels(device: torch.device) -> tuple[str, ...]:
     """Of a transformer on images: half precision where the device has it, and JPEGs decoded at a smaller scale."""
-    dtypes = [dtype for dtype in (fast_dtype(device), torch.float32) if dtype is not None]
-    return tuple(f"{dtype_name(dtype)}+scaled-jpeg" for dtype in dtypes)
+    half = fast_dtype(device)
+    fastest = [f"{dtype_name(half)}+jpeg-{oversize}x" for oversize in (1, 3)] if half else []
+    return (*fastest, "float32+jpeg-3x")
+
+
+def jpeg_oversize(kernels: str) -> int | None:
+    """How many times the size wanted a JPEG keeps at least when decoded at a smaller scale; None: decode it whole.
+
+    The larger, the closer to a whole decode: on photographs EfficientNet-Lite0's vectors have a cosine of 0.9996 to the
+    exact ones at 3, 0.999 at 2 and 0.992 at 1. Transformers differ: the run tries 1 on its
+    own images.
+    """
+    found = re.search(r"jpeg-(\d+)x", kernels)
+    return int(found[1]) if found else None
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels, jpeg_oversize
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor, load_tokenizer
 from mmbm_core.encoders.pixels import PixelSteps, stack
 from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
@@ -45,7 +45,7 @@ class ClipEncoder(Encoder):
 
     def budget(self, modality: Modality) -> int:
         cpu = self.device.type == "cpu"
-        return (2048 if cpu else 65536) if modality == "text" else (8 if cpu else 128) * 224 * 224
+        return (2048 if cpu else 65536) if modality == "text" else (16 if cpu else 128) * 224 * 224
 
     def preprocessing(self) -> dict[str, Any]:
         text = {"max_tokens": self.max_tokens, "pad_to": self.pad_to, "masked": self._masked}
@@ -59,7 +59,7 @@ class ClipEncoder(Encoder):
         self, modality: Modality, values: Sequence[Any], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:
         if modality == "image":
-            return self.steps.prepare(values, limits=limits, scaled_decode=self.fast)
+            return self.steps.prepare(values, limits=limits, oversize=jpeg_oversize(self.kernels))
         items = prepare_texts(self.tokenizer, values, max_tokens=self.max_tokens, limits=limits)
         for item in items:
             if self.pad_to and isinstance(item, Item):

@@ -9,10 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, dtype_name, fast_dtype, kernels_dtype
+from mmbm_core.encoders.base import (
+    Encoder,
+    EncoderOutput,
+    Item,
+    dtype_name,
+    fast_dtype,
+    jpeg_oversize,
+    kernels_dtype,
+)
 from mmbm_core.encoders.pixels import PixelSteps, stack
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
+from mmbm_core.names import EXACT
 from mmbm_core.sample import Modality
 
 
@@ -56,10 +65,10 @@ class CnnEncoder(Encoder):
         """Deep CNNs lose much to half-precision activations, so there are two steps between that and exact."""
         dtype = fast_dtype(self.device)
         half = (dtype_name(dtype), f"float32-{dtype_name(dtype)}-pointwise") if dtype else ()
-        return tuple(f"{name}+folded+scaled-jpeg" for name in (*half, "float32"))
+        return tuple(f"{name}+folded+jpeg-3x" for name in (*half, "float32"))
 
     def accelerate(self, kernels: str) -> None:
-        self.fast = True
+        self.kernels = kernels
         fold_batch_norms(self.features)
         self.features.to(memory_format=torch.channels_last)
         if self.device.type == "cpu":
@@ -71,14 +80,14 @@ class CnnEncoder(Encoder):
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:
-        return self.steps.prepare(values, limits=limits, scaled_decode=self.fast)
+        return self.steps.prepare(values, limits=limits, oversize=jpeg_oversize(self.kernels))
 
     def collate(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         return stack(items, self.device)
 
     def forward(self, modality: Modality, batch: Tensor) -> EncoderOutput:
         pixels = self.steps.normalise(batch, self.dtype)
-        if self.fast:
+        if self.kernels != EXACT:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         maps = self.features(pixels)
         tokens = maps.flatten(2).transpose(1, 2)

@@ -19,10 +19,6 @@ from mmbm_core.media import Limits, decode_image
 
 Size = tuple[int, int]
 
-_OVERSIZE = 3
-"""A JPEG is decoded at a reduced scale only to this many times the size wanted. On photographs EfficientNet-Lite0's
-vectors then keep a cosine of 0.9996 to those of a full decode; at 2 it is 0.999, at 1 it is 0.992."""
-
 _PIL_RESAMPLE: dict[int, InterpolationMode] = {
     0: InterpolationMode.NEAREST_EXACT,
     1: InterpolationMode.LANCZOS,
@@ -74,9 +70,13 @@ class PixelSteps(BaseModel):
         assert size is not None, "built by from_processor or with a crop or a size"
         return size
 
-    def prepare(self, values: Sequence[bytes], *, limits: Limits, scaled_decode: bool) -> list[Item | MediaError]:
-        """Decode, resize and crop each to uint8 (3, H, W); cost is H x W."""
-        return [self._prepare_one(value, limits, scaled_decode) for value in values]
+    def prepare(self, values: Sequence[bytes], *, limits: Limits, oversize: int | None) -> list[Item | MediaError]:
+        """Decode, resize and crop each to uint8 (3, H, W); cost is H x W.
+
+        Args:
+            oversize: how many times the size wanted a JPEG decoded at a smaller scale keeps; None decodes it whole.
+        """
+        return [self._prepare_one(value, limits, oversize) for value in values]
 
     def normalise(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 (B, 3, H, W) -> `dtype`, scaled, minus mean, over std."""
@@ -84,10 +84,10 @@ class PixelSteps(BaseModel):
         std = torch.tensor(self.std, device=batch.device).view(1, -1, 1, 1)
         return torch.addcmul(-mean / std, batch.float(), self.scale / std).to(dtype)
 
-    def _prepare_one(self, value: bytes, limits: Limits, scaled_decode: bool) -> Item | MediaError:
+    def _prepare_one(self, value: bytes, limits: Limits, oversize: int | None) -> Item | MediaError:
         try:
             height, width = self.size or (self.shortest_edge or 0,) * 2
-            least = (_OVERSIZE * height, _OVERSIZE * width) if scaled_decode and height else None
+            least = (oversize * height, oversize * width) if oversize and height else None
             pixels = decode_image(value, limits=limits, min_size_px=least)
             image = self.apply(torch.from_numpy(np.array(pixels, copy=not pixels.flags.writeable)).permute(2, 0, 1))
         except MediaError as error:

@@ -75,7 +75,7 @@ class TextEncoder(Encoder):
         return {"kind": "text", **self.config.model_dump(), "dense": str(self.dense), "tokenizer": rules}
 
     def accelerate(self, kernels: str) -> None:
-        self.fast = True
+        self.kernels = kernels
         self.model.to(kernels_dtype(kernels))  # the dense layers after the pooling stay float32
 
     def prepare(

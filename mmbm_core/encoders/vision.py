@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels
+from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels, jpeg_oversize
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor
 from mmbm_core.encoders.pixels import PixelSteps, stack
 from mmbm_core.errors import MediaError, UsageError
@@ -48,7 +48,7 @@ class VisionEncoder(Encoder):
         return self._width
 
     def budget(self, modality: Modality) -> int:
-        return (8 if self.device.type == "cpu" else 128) * 224 * 224
+        return (16 if self.device.type == "cpu" else 128) * 224 * 224
 
     def preprocessing(self) -> dict[str, Any]:
         return {"kind": "vision", "pooling": self.pooling, **self.steps.model_dump()}
@@ -60,7 +60,7 @@ class VisionEncoder(Encoder):
     def prepare(
         self, modality: Modality, values: Sequence[bytes], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:
-        return self.steps.prepare(values, limits=limits, scaled_decode=self.fast)
+        return self.steps.prepare(values, limits=limits, oversize=jpeg_oversize(self.kernels))
 
     def collate(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         return stack(items, self.device)

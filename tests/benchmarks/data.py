@@ -84,7 +84,7 @@ def small_clip(folder: Path, *, seed: int = 0) -> str:
     ends = {"bos_token_id": vocabulary["<|startoftext|>"], "eos_token_id": vocabulary["<|endoftext|>"]}
     config = CLIPConfig(
         text_config={**tower, **ends, "vocab_size": len(vocabulary), "pad_token_id": ends["eos_token_id"]},
-        vision_config={**tower, "image_size": 224, "patch_size": 16},
+        vision_config={**tower, "image_size": 224, "patch_size": 32},
         projection_dim=256,
     )
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

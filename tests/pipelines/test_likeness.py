@@ -50,7 +50,7 @@ def pictures(pattern: str) -> tuple[np.ndarray, list[str]]:
     tables = [pq.read_table(file) for file in sorted((DATA / "cifar10-mini").glob(pattern))]
     rows = [{"image": image} for table in tables for image in table["image"].to_pylist()]
     labels = [label for table in tables for label in table["label"].to_pylist()]
-    bundle = load_bundle("efficientnet-lite0", kernels={"efficientnet-lite0": "float32+folded+scaled-jpeg"})
+    bundle = load_bundle("efficientnet-lite0", kernels={"efficientnet-lite0": "float32+folded+jpeg-3x"})
     return vectors(bundle.embed(rows), "image"), labels
 
 

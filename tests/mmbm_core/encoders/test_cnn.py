@@ -86,8 +86,8 @@ def test_scaled_jpeg_decode_keeps_the_direction(encode: Any, encode_image: Any) 
     encoder = build_encoder("efficientnet-lite0")
     exact = encode(encoder, "image", [large])[0]
     assert isinstance(encoder, CnnEncoder)
-    items = encoder.steps.prepare([large], limits=DEFAULT_LIMITS, scaled_decode=True)
-    whole = encoder.steps.prepare([large], limits=DEFAULT_LIMITS, scaled_decode=False)
+    items = encoder.steps.prepare([large], limits=DEFAULT_LIMITS, oversize=3)
+    whole = encoder.steps.prepare([large], limits=DEFAULT_LIMITS, oversize=None)
     assert (items[0].data != whole[0].data).any()  # type: ignore[union-attr]
     scaled = encoder("image", encoder.collate("image", items)).vector[0].numpy()  # type: ignore[arg-type]
     assert np.dot(scaled, exact) / np.linalg.norm(scaled) / np.linalg.norm(exact) >= 0.999

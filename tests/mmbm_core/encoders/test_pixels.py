@@ -53,7 +53,7 @@ def test_equals_transformers(name: str, encode_image: Any) -> None:
     steps = PixelSteps.from_processor(processor)
     for kind, picture in _pictures().items():
         data = encode_image(picture, "TIFF")
-        (item,) = steps.prepare([data], limits=DEFAULT_LIMITS, scaled_decode=False)
+        (item,) = steps.prepare([data], limits=DEFAULT_LIMITS, oversize=None)
         assert not isinstance(item, MediaError), item
         ours = steps.normalise(item.data[None], torch.float32)
         plain = kind not in ("deep", "rgba")  # those have rules of their own, held by test_media
@@ -72,7 +72,7 @@ def test_crop_rounds_as_torchvision(encode_image: Any) -> None:
     )
     for kind in ("rgb", "tall", "small"):
         picture = _pictures()[kind]
-        (item,) = steps.prepare([encode_image(picture, "PNG")], limits=DEFAULT_LIMITS, scaled_decode=False)
+        (item,) = steps.prepare([encode_image(picture, "PNG")], limits=DEFAULT_LIMITS, oversize=None)
         assert not isinstance(item, MediaError)
         ours = steps.normalise(item.data[None], torch.float32)[0]
         one_level = 1.01 / 255 / min(theirs.std)  # Pillow's resize and torch's round differently
@@ -98,5 +98,5 @@ def test_bad_values_give_errors_in_place(encode_image: Any) -> None:
     steps = PixelSteps.from_processor(PROCESSORS["clip"])
     needle = encode_image(Image.new("RGB", (3, 900)), "PNG")
     good = encode_image(_pictures()["rgb"], "PNG")
-    items = steps.prepare([b"", good, b"not an image", needle], limits=DEFAULT_LIMITS, scaled_decode=True)
+    items = steps.prepare([b"", good, b"not an image", needle], limits=DEFAULT_LIMITS, oversize=3)
     assert [isinstance(item, MediaError) for item in items] == [True, False, True, True]
