@@ -111,7 +111,7 @@ class Books:
 
     def _verdict(self, figures: dict[str, Any]) -> None:
         if figures["rows_quarantined"]:
-            where = self.output.path("_quarantine")
+            where = self.output.storage.uri(self.output.path("_quarantine"))
             say(f"{figures['rows_quarantined']} of {figures['rows_in']} rows are quarantined in {where}")
         if figures["values_cut"]:
             say(f"{figures['values_cut']} values were longer than the model takes and were cut")

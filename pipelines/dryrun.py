@@ -3,10 +3,11 @@
 import time
 from typing import Any
 
-from pipelines.embed import EmbedRequest, check_apart, cluster_workers, probe_input, settle_columns
-from pipelines.probe import ProbeResult
+from pipelines.embed import EmbedRequest, check_apart, cluster_workers, make_probe, settle_columns
+from pipelines.probe import run_probe
 from pipelines.progress import say
 from pipelines.sample import SourceSample, read_sample, values_per_row
+from workers.probe import ProbeResult
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
 from workers.resources import WorkerResources
@@ -25,7 +26,7 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
     check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
-    probe = probe_input(request, source, resources)
+    probe = run_probe(make_probe(request, source, resources), resources, stall_s=request.settings.stall_s)
     encodings, _, _ = settle_columns(request, source, probe)
     rows_read, bytes_read, seconds = _time_reading(inputs, source.input_schema)
     per_row = values_per_row(source, encodings)

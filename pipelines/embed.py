@@ -13,16 +13,15 @@ from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
 from mmbm_core.urls import STORES, UrlPolicy
 from pipelines.books import Books
-from pipelines.plan import PlanSource
-from pipelines.probe import MIN_COSINE, SAMPLE_VALUES, ProbeResult, run_probe
 from pipelines.progress import say
 from pipelines.request import EmbedRequest, EmbedSettings
 from pipelines.sample import SourceSample, read_sample, sample_values, values_per_row
-from pipelines.stream import stream_entries
+from pipelines.stream import Stream
 from workers.columns import check_clashes, check_column, choose_encodings, kept_columns
 from workers.lock import output_lock
 from workers.output import Output
 from workers.placement import start_pools
+from workers.probe import MIN_COSINE, SAMPLE_VALUES, Probe, ProbeResult
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
 from workers.resources import WorkerResources, plan_workers
@@ -51,8 +50,7 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
     resources = cluster_workers(request)
     try:
         storage.makedirs(folder)
-        locked = output_lock(storage, folder)
-        with locked as token:
+        with output_lock(storage, folder, say=say) as token:
             output = Output(storage=storage, folder=folder, token=token)
             return _run(request, inputs, source, resources, output, started)
     except OSError as error:
@@ -78,31 +76,36 @@ def _run(
         output.refuse_foreign()
     output.begin()
     check_nodes_share(output)
-    probe = probe_input(request, source, resources, kernels=_settled_kernels(request, earlier))
+    finished = output.entries() if earlier else {}
+    stream = Stream(
+        inputs, make_probe(request, source, resources, kernels=_settled_kernels(request, earlier)), resources,
+        placement=request.settings.placement, finished=finished, retry_errors=request.retry_errors,
+        stall_s=request.settings.stall_s,
+    )  # fmt: skip
+    probe = stream.probe()
     spec = make_spec(request, inputs, source, resources, output, probe, earlier)
     _check_same_output(spec, earlier)
     if request.overwrite:  # not before everything that could be wrong has been seen
         output.clear()
         output.begin()
-    books = Books(output, spec, request, finished=output.entries() if earlier else {})
+    books = Books(output, spec, request, finished=finished)
     books.open(_describe(request, spec, probe))
     _say_choice(inputs, spec, probe, resources)
-    plan = PlanSource(inputs, spec, finished=books.finished, retry_errors=request.retry_errors)
-    for entry in stream_entries(plan, spec, resources, stall_s=request.settings.stall_s, books=books):
+    for entry in stream.entries(spec, books):
         books.add(entry)
     return books.close(seconds=time.monotonic() - started)
 
 
-def probe_input(
+def make_probe(
     request: EmbedRequest, source: SourceSample, resources: WorkerResources, *, kernels: dict[str, str] | None = None
-) -> ProbeResult:
-    """Try the model on the sample where workers run."""
+) -> Probe:
+    """What is to be tried where workers run: the model, on values of the sample."""
     tentative = choose_encodings(source.input_schema, source.rows, given=request.columns, available=list(MODALITIES))
     samples = sample_values(source, tentative, urls=_url_policy(request), limit=SAMPLE_VALUES)
-    return run_probe(
-        request.model, samples, precision=request.precision, options=request.options,
-        resources=resources, limits=request.limits, budget=request.budget, kernels=kernels,
-        stall_s=request.settings.stall_s,
+    return Probe(
+        model=request.model, samples=samples, precision=request.precision, options=request.options,
+        device=resources.device, threads=resources.threads, limits=request.limits, budget=request.budget,
+        kernels=kernels,
     )  # fmt: skip
 
 

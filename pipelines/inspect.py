@@ -87,8 +87,8 @@ def _norms(column: pa.Array) -> list[float]:
 
 
 def _quarantine(output: Output) -> Iterator[dict[str, Any]]:
-    for entry in output.storage.list(output.path("_quarantine"), recursive=False):
-        with output.storage.open_input(entry.path) as file:
+    for path in output.quarantine():
+        with output.storage.open_input(path) as file:
             yield from pq.read_table(file).to_pylist()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -14,6 +15,7 @@ from mmbm_core.errors import RunError
 from workers.output import Entry, part_name, unit_key
 from workers.readers.base import Source, Unit, UnreadableSource
 from workers.readers.discover import InputSet
+from workers.settlement import wait_for_spec
 from workers.spec import RunSpec
 from workers.storage import Storage, is_trouble
 from workers.unit import encode_task
@@ -56,13 +58,16 @@ class PlanSource(Datasource):
     """Streams the units that are to be done, one block each, from a task that lists the input.
 
     Args:
+        run: its spec, or the `Settlement` that will have it.
         finished: entries of committed parts by name, as the run found them.
         retry_errors: take units with quarantined rows up again.
     """
 
-    def __init__(self, inputs: InputSet, spec: RunSpec, *, finished: dict[str, Entry], retry_errors: bool) -> None:
+    def __init__(
+        self, inputs: InputSet, run: RunSpec | ActorHandle, *, finished: dict[str, Entry], retry_errors: bool
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._inputs, self._spec = inputs, spec
+        self._inputs, self._run = inputs, run
         self._finished = ray.put(finished)
         self._retry_errors = retry_errors
 
@@ -75,12 +80,15 @@ class PlanSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        inputs, spec, finished, retry = self._inputs, self._spec, self._finished, self._retry_errors
+        inputs, run, finished, retry = self._inputs, self._run, self._finished, self._retry_errors
         metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(lambda: _blocks(inputs, spec, ray.get(finished), retry), metadata)]
+        return [ReadTask(lambda: _blocks(inputs, run, ray.get(finished), retry), metadata)]
 
 
-def _blocks(inputs: InputSet, spec: RunSpec, finished: dict[str, Entry], retry: bool) -> Iterator[pa.Table]:
+def _blocks(
+    inputs: InputSet, run: RunSpec | ActorHandle, finished: dict[str, Entry], retry: bool
+) -> Iterator[pa.Table]:
+    spec = wait_for_spec(run)
     by_source = _by_source(finished, spec)
     parts: list[str] = []
     todo_bytes = units = 0

@@ -1,74 +1,30 @@
-"""The probe: what a worker of this run can do, tried on a sample where workers run, before the run is settled.
-
-Resolves the precision (fast kernels only where their vectors agree with exact ones) and measures rows per second.
-"""
+"""The probe as a task of its own: for a dry run, and where unit workers hold no model."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayError, WorkerCrashedError
 
 from mmbm_core.errors import RunError
-from mmbm_core.media import Limits
-from mmbm_core.names import EXACT
-from mmbm_core.sample import MODALITIES, Modality
 from pipelines.progress import say
+from workers.probe import Probe, ProbeResult
 from workers.resources import WorkerResources
-from workers.spec import ModelSpec
 from workers.trouble import user_error, waiting_for
 
-if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
-    from mmbm_core.bundle import Bundle
-
-MIN_COSINE = 0.999
 _NOTICE_S = 30.0
-SAMPLE_VALUES = 24
 
 
-@dataclass(kw_only=True)
-class ProbeResult:
-    """What the probe found out."""
+def run_probe(probe: Probe, resources: WorkerResources, *, stall_s: float) -> ProbeResult:
+    """Run the probe with a worker's share of the cluster.
 
-    model: ModelSpec
-    names: dict[Modality, str]
-    """Model name by modality."""
-    cosine: dict[str, float] = field(default_factory=dict)
-    """Smallest cosine of a fast vector to the exact one, by model name."""
-    left: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By model name: fast kernels that were left for their cosine, which was below MIN_COSINE."""
-    prepare_s: dict[Modality, float] = field(default_factory=dict)
-    """Seconds a value: tokenizing, or decoding and resizing."""
-    model_s: dict[Modality, float] = field(default_factory=dict)
-    """Seconds a value: the model itself."""
-    bad: dict[Modality, int] = field(default_factory=dict)
-    """Sample values that could not be used."""
-
-    def seconds_per_row(self, per_row: dict[Modality, float]) -> float:
-        """Of one worker. `per_row` is how many values of each modality a row holds."""
-        return sum(n * (self.prepare_s.get(m, 0) + self.model_s.get(m, 0)) for m, n in per_row.items())
-
-
-def run_probe(
-    model: str, samples: dict[Modality, list[Any]], *, precision: str, options: dict[str, dict[str, Any]],
-    resources: WorkerResources, limits: Limits, budget: dict[Modality, int], kernels: dict[str, str] | None,
-    stall_s: float,
-) -> ProbeResult:  # fmt: skip
-    """Run the probe in a task with a worker's share of the cluster.
-
-    Args:
-        samples: some values of each modality.
-        kernels: what an earlier run of this output settled on; then nothing is measured.
+    Raises:
+        UsageError, RunError: what the probe raised, or no worker was free for `stall_s`.
     """
     started = time.monotonic()
     task = _probe.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    nothing: dict[Modality, list[Any]] = {modality: [] for modality in samples}
-    for tried in (samples, samples, nothing):
+    for tried in (probe, probe, probe.without_values()):
         try:
-            job = task.remote(model, tried, precision, options, resources, limits, budget, kernels)
+            job = task.remote(tried)
             while not ray.wait([job], timeout=_NOTICE_S)[0]:
                 say(f"still waiting for a worker to try the model. {waiting_for()}")
                 if time.monotonic() - started > stall_s:
@@ -78,93 +34,9 @@ def run_probe(
             say("WARNING: the worker that tried the model on the input's first rows was killed")
         except RayError as error:
             raise user_error(error) from error
-    raise RunError(f"a worker is killed when it loads {model}, perhaps for lack of memory")
+    raise RunError(f"a worker is killed when it loads {probe.model}, perhaps for lack of memory")
 
 
 @ray.remote(max_retries=0)
-def _probe(
-    model: str, samples: dict[Modality, list[Any]], precision: str, options: dict[str, dict[str, Any]],
-    resources: WorkerResources, limits: Limits, budget: dict[Modality, int], kernels: dict[str, str] | None,
-) -> ProbeResult:  # fmt: skip
-    from workers.encode import load_worker_bundle
-
-    shared: dict[str, Any] = {
-        "device": resources.device, "threads": resources.threads, "options": options, "limits": limits,
-        "budget": budget,
-    }  # fmt: skip
-    model = needed_models(model, samples)
-    exact = load_worker_bundle(model, precision=EXACT, **shared)
-    samples = {m: v for m, v in samples.items() if m in exact.names}
-    used = dict(kernels or exact.kernels)
-    cosine: dict[str, float] = {}
-    left: dict[str, dict[str, float]] = {}
-    if kernels is None and precision == "fast":
-        for name in exact.kernels:
-            values = {m: v for m, v in samples.items() if exact.names.get(m) == name}
-            used[name], cosine[name], left[name] = _settle(exact, name, values, shared)
-    result = ProbeResult(
-        model=ModelSpec(
-            model=model, kernels=used, spaces=exact.spaces, widths=exact.widths,
-            shared=tuple(m for m in MODALITIES if m in exact.shared), options=options,
-        ),
-        names=exact.names, cosine=cosine, left=left,
-    )  # fmt: skip
-    if kernels is None:
-        _measure(load_worker_bundle(model, kernels=used, **shared), samples, result)
-    return result
-
-
-def needed_models(model: str, modalities: Iterable[Modality]) -> str:
-    """The names of `model` that encode one of `modalities`; all of them where none does."""
-    from mmbm_core.encoders import modalities_of
-
-    names = [name.strip() for name in model.split(",") if name.strip()]
-    needed = [name for name in names if set(modalities_of(name)) & set(modalities)]
-    return ",".join(needed or names)
-
-
-def _settle(
-    exact: "Bundle", name: str, samples: dict[Modality, list[Any]], shared: dict[str, Any]
-) -> tuple[str, float, dict[str, float]]:
-    """The fastest kernels of `name` that agree with exact on the sample, their smallest cosine, and those left."""
-    from workers.encode import load_worker_bundle
-
-    left: dict[str, float] = {}
-    for kernels in exact.fast_kernels[name] if any(samples.values()) else ():
-        fast = load_worker_bundle(name, kernels={name: kernels}, **shared)
-        smallest = min(_smallest_cosine(exact, fast, m, values) for m, values in samples.items())
-        if smallest >= MIN_COSINE:
-            return kernels, smallest, left
-        left[kernels] = smallest
-    return EXACT, 1.0, left
-
-
-def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:
-    one, other = exact.encode_values(modality, values), fast.encode_values(modality, values)
-    if other.errors.keys() - one.errors.keys():  # overflow, most likely
-        return 0.0
-    good = [i for i in range(len(values)) if i not in one.errors]
-    return round(float(_cosines(one.values[good], other.values[good]).min(initial=1.0)), 6)
-
-
-def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (one * other).sum(1) / np.maximum(norms, 1e-12)  # type: ignore[no-any-return]
-
-
-def _measure(bundle: "Bundle", samples: dict[Modality, list[Any]], result: ProbeResult) -> None:
-    """Time per value, after one run that warms up."""
-    for modality, values in samples.items():
-        if not values:
-            continue
-        bundle.encode_values(modality, values[:4])
-        encoder = bundle.encoders[modality].encoder
-        started = time.perf_counter()
-        prepared = encoder.prepare(modality, values, limits=bundle.limits)
-        middle = time.perf_counter()
-        vectors = bundle.encode_values(modality, values)
-        total = time.perf_counter() - middle
-        result.prepare_s[modality] = (middle - started) / len(values)
-        result.model_s[modality] = max(total - (middle - started), 1e-6) / len(values)
-        result.bad[modality] = len(vectors.errors)
-        del prepared
+def _probe(probe: Probe) -> ProbeResult:
+    return probe.run()

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from mmbm_core.errors import RunError
@@ -24,8 +24,11 @@ SETTLE_S = 0.5
 
 
 @contextmanager
-def output_lock(storage: Storage, folder: str) -> Iterator[str]:
+def output_lock(storage: Storage, folder: str, *, say: Callable[[str], None]) -> Iterator[str]:
     """Hold the lock of an output folder; gives the run's token.
+
+    Args:
+        say: told where it takes a while.
 
     Raises:
         RunError: another run holds it.
@@ -35,7 +38,7 @@ def output_lock(storage: Storage, folder: str) -> Iterator[str]:
         with _flock(os.path.join(folder, "_lock"), token):
             yield token
     else:
-        with _heartbeat(storage, f"{folder}/_lock", token):
+        with _heartbeat(storage, f"{folder}/_lock", token, say):
             yield token
 
 
@@ -60,8 +63,8 @@ def _flock(path: str, token: str) -> Iterator[None]:
 
 
 @contextmanager
-def _heartbeat(storage: Storage, path: str, token: str) -> Iterator[None]:
-    _wait_until_free(storage, path)
+def _heartbeat(storage: Storage, path: str, token: str, say: Callable[[str], None]) -> Iterator[None]:
+    _wait_until_free(storage, path, say)
     storage.write_bytes(path, _owner(token))
     time.sleep(SETTLE_S)
     if _token(_read(storage, path)) != token:  # two began at once: the one that wrote last goes on
@@ -79,13 +82,15 @@ def _heartbeat(storage: Storage, path: str, token: str) -> Iterator[None]:
                 storage.delete(path)
 
 
-def _wait_until_free(storage: Storage, path: str) -> None:
+def _wait_until_free(storage: Storage, path: str, say: Callable[[str], None]) -> None:
     """A lock that does not change for STALE_S was left by a run that died.
 
     Raises:
         RunError: its owner is alive.
     """
     first = _read(storage, path)
+    if first is not None:
+        say(f"OUTPUT holds the lock of a run that did not end; watching for {STALE_S:g} s whether that still lives")
     deadline = time.monotonic() + STALE_S
     while first is not None and time.monotonic() < deadline:
         time.sleep(HEARTBEAT_S / 2)

@@ -25,6 +25,7 @@ from mmbm_core.errors import RunError, UsageError
 from mmbm_core.sample import EMBEDDING
 from workers.lock import owns_lock
 from workers.readers.base import Unit
+from workers.storage import Entry as StoredFile
 from workers.storage import Storage
 
 ENTRY_KEY = b"mmbm.unit"
@@ -57,7 +58,7 @@ class Output:
         for name in (*SIDE_FOLDERS, "_ledger", f"_staging/{self.token}"):
             self.storage.makedirs(self.path(name))
         for folder in (self.folder, self.path("_ledger")):
-            for entry in list(self.storage.list(folder, recursive=False)):
+            for entry in self._files(folder):
                 if entry.name.startswith(".") and entry.name.endswith(".tmp"):  # a write that was killed
                     self.storage.delete(entry.path)
 
@@ -71,9 +72,28 @@ class Output:
 
     def parts(self) -> Iterator[str]:
         """Names of the committed parts."""
-        for entry in self.storage.list(self.folder, recursive=False):
+        for entry in self._files(self.folder):
             if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
                 yield entry.name
+
+    def ledger(self) -> list[str]:
+        """Paths of the ledger's segments, oldest first."""
+        return [segment.path for segment in self._files(self.path("_ledger"))]
+
+    def quarantine(self) -> list[str]:
+        """Paths of the quarantine's files."""
+        return [file.path for file in self._files(self.path("_quarantine"))]
+
+    def signs_of_life(self) -> list[tuple[str, str]]:
+        """What the staging folder holds: workers write there when they begin a unit, and while a long one goes on."""
+        return [(file.name, file.version) for file in self._files(self.staging())]
+
+    def _files(self, folder: str) -> list[StoredFile]:
+        """A folder that is missing holds nothing: object stores have no empty folders."""
+        try:
+            return list(self.storage.list(folder, recursive=False))
+        except UsageError:
+            return []
 
     def refuse_foreign(self) -> None:
         """Parts of another program are not to be retired as if they were ours.
@@ -180,8 +200,8 @@ class Output:
     def entries(self) -> dict[str, Entry]:
         """Entries of all committed parts by name: from the ledger, from the part where the ledger missed it."""
         known: dict[str, Entry] = {}
-        for segment in self.storage.list(self.path("_ledger"), recursive=False):  # oldest first
-            for line in self.storage.read_bytes(segment.path).splitlines():
+        for segment in self.ledger():
+            for line in self.storage.read_bytes(segment).splitlines():
                 if line.strip():
                     entry = json.loads(line)
                     known[entry["part"]] = entry
@@ -193,7 +213,7 @@ class Output:
             self.storage.delete(self.path(name))
         kept = set(self.parts())
         for folder in SIDE_FOLDERS:
-            for entry in list(self.storage.list(self.path(folder), recursive=False)):
+            for entry in self._files(self.path(folder)):
                 if entry.name not in kept:
                     self.storage.delete(entry.path)
         self.storage.delete_dir(self.path("_staging"))
@@ -228,7 +248,7 @@ class LedgerWriter:
 
     def replace_all(self, entries: dict[str, Entry]) -> None:
         """Write the whole ledger as one segment and drop the others."""
-        old = [e.path for e in self.output.storage.list(self.output.path("_ledger"), recursive=False)]
+        old = self.output.ledger()
         self.pending = list(entries.values())
         self.flush()
         for path in old:

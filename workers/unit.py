@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
+from ray.actor import ActorHandle
 
 from mmbm_core.errors import RunError
 from mmbm_core.rows import Embedded, Keys, Seen, embed_cells, hash_cells, modalities_array, vector_array
@@ -18,6 +19,7 @@ from workers.placement import open_backend
 from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
 from workers.reuse import Reusable, hash_table, row_hashes
+from workers.settlement import join_run
 from workers.spec import RunSpec
 from workers.storage import Storage, is_trouble
 from workers.trouble import tell
@@ -33,11 +35,15 @@ ALIVE_S = 30.0
 
 
 class UnitWorker:
-    """A Ray Data actor: one row of the plan in, one ledger entry out. The model is loaded once, here."""
+    """A Ray Data actor: one row of the plan in, one ledger entry out. The model is loaded once, here.
 
-    def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
-        self.encode = open_backend(spec)
+    Args:
+        run: its spec, or the `Settlement` that will have it.
+    """
+
+    def __init__(self, run: RunSpec | ActorHandle) -> None:
+        self.spec = join_run(run)
+        self.encode = open_backend(self.spec)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         try:

@@ -11,19 +11,12 @@ import pytest
 
 from pipelines import embed as embed_module
 from pipelines.embed import EmbedRequest, EmbedSettings
+from pipelines.plan import PlanSource
 from pipelines.stream import checked
-from tests.checkpoints import save_clip, save_text_model
+from workers.probe import Probe
+from workers.readers.discover import InputSet
+from workers.spec import RunSpec
 from workers.unit import UnitWorker
-
-
-@pytest.fixture(scope="session")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_text_model(tmp_path_factory.mktemp("text-model"))
-
-
-@pytest.fixture(scope="session")
-def clip_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_clip(tmp_path_factory.mktemp("clip-model"))
 
 
 class Run:
@@ -47,14 +40,22 @@ class Run:
 def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_model: str) -> Callable[..., Run]:
     """`embed(INPUT..., key=value)`: fields of the request or its settings; every run's books must balance."""
 
-    def run_here(plan: Any, spec: Any, resources: Any, *, stall_s: float, books: Any) -> Iterator[dict[str, Any]]:
-        worker = UnitWorker(spec)
-        for block in plan.get_read_tasks(1)[0]():
-            yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
+    class Here:
+        """A `Stream` in this process."""
+
+        def __init__(
+            self, inputs: InputSet, probe: Probe, resources: Any, *, placement: str, stall_s: float, **facts: Any
+        ):
+            self.inputs, self.probe, self.facts = inputs, probe.run, facts
+
+        def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
+            worker = UnitWorker(spec)
+            for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():
+                yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
 
     def run(*inputs: Path, output: str = "out", real: bool = False, **given: Any) -> Run:
         if not real:
-            monkeypatch.setattr(embed_module, "stream_entries", run_here)
+            monkeypatch.setattr(embed_module, "Stream", Here)
         settings = {k: given.pop(k) for k in list(given) if k in EmbedSettings.model_fields}
         given = {"model": text_model, "precision": "exact"} | given
         request = EmbedRequest(

@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 
 from mmbm_core.bundle import load_bundle
-from tests.checkpoints import save_text_model
 from tests.survival.harness import cluster
-
-
-@pytest.fixture(scope="session")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_text_model(tmp_path_factory.mktemp("text-model"))
 
 
 @pytest.fixture(scope="session")

@@ -132,19 +132,19 @@ import time
 from workers.lock import *
 from workers.storage import open_location
 storage, path = open_location({path!r})
-with output_lock(storage, path):
+with output_lock(storage, path, say=print):
     print("held", flush=True)
     time.sleep(60)
 """
     owner = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None and owner.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=f"process {owner.pid} on "), output_lock(storage, path):
+        with pytest.raises(RunError, match=f"process {owner.pid} on "), output_lock(storage, path, say=print):
             pass
     finally:
         owner.kill()
         owner.wait()
-    with output_lock(storage, path) as token:
+    with output_lock(storage, path, say=print) as token:
         assert json.loads((tmp_path / "_lock").read_text())["token"] == token
 
 
@@ -155,10 +155,11 @@ class TestHeartbeat:
     def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, seconds in {"HEARTBEAT_S": 0.1, "STALE_S": 0.6, "SETTLE_S": 0.02}.items():
             monkeypatch.setattr(lock, name, seconds)
+        self.said: list[str] = []
 
     def hold(self, folder: Path, token: str) -> Any:
         storage, path = open_location(str(folder))
-        return lock._heartbeat(storage, f"{path}/_lock", token)
+        return lock._heartbeat(storage, f"{path}/_lock", token, self.said.append)
 
     def owner(self, folder: Path) -> str | None:
         path = folder / "_lock"
@@ -175,6 +176,7 @@ class TestHeartbeat:
         (tmp_path / "_lock").write_text('{"token": "dead", "host": "h", "pid": 1}')
         with self.hold(tmp_path, "two"):
             assert self.owner(tmp_path) == "two"
+        assert len(self.said) == 1 and "0.6 s" in self.said[0]
 
     def test_an_owner_that_slept_too_long_stays_out(self, tmp_path: Path) -> None:
         storage, path = open_location(str(tmp_path))

@@ -1,7 +1,6 @@
 """Storage on local disk, in memory (fsspec) and on S3 (moto's server on the loopback address)."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -15,30 +14,6 @@ from mmbm_core.urls import UrlPolicy, fetch
 from workers.readers.base import UnitSize
 from workers.readers.discover import discover
 from workers.storage import Storage, open_location
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket of an S3 server of our own."""
-    server_module = pytest.importorskip("moto.server", reason="needs moto[server]")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    storage, _ = open_location("s3://bucket?allow_bucket_creation=true")
-    storage.filesystem.create_dir("bucket")
-    yield "s3://bucket"
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    server.stop()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -1,16 +1,13 @@
 """The probe takes fast kernels only where their vectors agree with exact ones."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from mmbm_core.bundle import load_bundle
 from mmbm_core.encoders.text import TextEncoder
-from pipelines.probe import MIN_COSINE, _settle, needed_models
+from workers.probe import MIN_COSINE, needed_models, settle_kernels
 
 TEXTS = [f"text number {n}" for n in range(8)]
-SHARED: dict[str, Any] = {"device": "cpu", "threads": 1}
 
 
 @pytest.mark.parametrize(("damage", "agrees"), [(0.0, True), (1e-4, True), (0.5, False)])
@@ -25,7 +22,12 @@ def test_kernels_that_disagree_with_exact_are_left(
 
     monkeypatch.setattr(TextEncoder, "fast_kernels", lambda self: ("quick",))
     monkeypatch.setattr(TextEncoder, "accelerate", accelerate)
-    used, cosine, left = _settle(load_bundle(text_model), text_model, {"text": TEXTS}, SHARED)
+    used, cosine, left = settle_kernels(
+        load_bundle(text_model),
+        text_model,
+        {"text": TEXTS},
+        load=lambda used: load_bundle(text_model, kernels=used),
+    )
     assert (used == "quick") == agrees
     if agrees:
         assert cosine >= MIN_COSINE

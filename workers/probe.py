@@ -1,0 +1,163 @@
+"""The probe: what a worker of this run can do, tried on a sample where workers run, before the run is settled.
+
+Resolves the precision (fast kernels only where their vectors agree with exact ones) and measures rows per second.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmbm_core.media import Limits
+from mmbm_core.names import EXACT
+from mmbm_core.sample import MODALITIES, Modality
+from workers.spec import ModelSpec
+
+if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
+    from mmbm_core.bundle import Bundle
+
+MIN_COSINE = 0.999
+SAMPLE_VALUES = 24
+
+
+@dataclass(kw_only=True)
+class ProbeResult:
+    """What the probe found out."""
+
+    model: ModelSpec
+    names: dict[Modality, str]
+    """Model name by modality."""
+    cosine: dict[str, float] = field(default_factory=dict)
+    """Smallest cosine of a fast vector to the exact one, by model name."""
+    left: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By model name: fast kernels that were left for their cosine, which was below MIN_COSINE."""
+    prepare_s: dict[Modality, float] = field(default_factory=dict)
+    """Seconds a value: tokenizing, or decoding and resizing."""
+    model_s: dict[Modality, float] = field(default_factory=dict)
+    """Seconds a value: the model itself."""
+    bad: dict[Modality, int] = field(default_factory=dict)
+    """Sample values that could not be used."""
+
+    def seconds_per_row(self, per_row: dict[Modality, float]) -> float:
+        """Of one worker. `per_row` is how many values of each modality a row holds."""
+        return sum(n * (self.prepare_s.get(m, 0) + self.model_s.get(m, 0)) for m, n in per_row.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What to try.
+
+    Args:
+        samples: some values of each modality.
+        kernels: what an earlier run of this output settled on; then nothing is measured.
+    """
+
+    model: str
+    samples: dict[Modality, list[Any]]
+    precision: str
+    options: dict[str, dict[str, Any]]
+    device: str
+    threads: int
+    limits: Limits
+    budget: dict[Modality, int]
+    kernels: dict[str, str] | None
+
+    @property
+    def needed(self) -> str:
+        """The models that something is there for."""
+        return needed_models(self.model, self.samples)
+
+    def load(self, kernels: dict[str, str] | None = None) -> "Bundle":
+        """The needed models, or those that `kernels` names.
+
+        Raises:
+            UsageError: one of them can't be loaded as asked.
+        """
+        from workers.encode import load_worker_bundle
+
+        return load_worker_bundle(
+            ",".join(kernels) if kernels else self.needed, kernels=kernels, device=self.device, threads=self.threads,
+            options=self.options, limits=self.limits, budget=self.budget,
+        )  # fmt: skip
+
+    def run(self) -> ProbeResult:
+        """Settle the kernels and measure them."""
+        exact = self.load()
+        samples = {m: v for m, v in self.samples.items() if m in exact.names}
+        used = dict(self.kernels or exact.kernels)
+        cosine: dict[str, float] = {}
+        left: dict[str, dict[str, float]] = {}
+        if self.kernels is None and self.precision == "fast":
+            for name in exact.kernels:
+                values = {m: v for m, v in samples.items() if exact.names.get(m) == name}
+                used[name], cosine[name], left[name] = settle_kernels(exact, name, values, load=self.load)
+        result = ProbeResult(
+            model=ModelSpec(
+                model=self.needed, kernels=used, spaces=exact.spaces, widths=exact.widths,
+                shared=tuple(m for m in MODALITIES if m in exact.shared), options=self.options,
+            ),
+            names=exact.names, cosine=cosine, left=left,
+        )  # fmt: skip
+        if self.kernels is None:
+            _measure(self.load(used), samples, result)
+        return result
+
+    def without_values(self) -> "Probe":
+        """For a sample that kills who tries it."""
+        return replace(self, samples={modality: [] for modality in self.samples})
+
+
+def needed_models(model: str, modalities: Iterable[Modality]) -> str:
+    """The names of `model` that encode one of `modalities`; all of them where none does."""
+    from mmbm_core.encoders import modalities_of
+
+    names = [name.strip() for name in model.split(",") if name.strip()]
+    needed = [name for name in names if set(modalities_of(name)) & set(modalities)]
+    return ",".join(needed or names)
+
+
+def settle_kernels(
+    exact: "Bundle", name: str, samples: dict[Modality, list[Any]], *, load: "Callable[[dict[str, str]], Bundle]"
+) -> tuple[str, float, dict[str, float]]:
+    """The fastest kernels of `name` that agree with exact on the sample, their smallest cosine, and those left."""
+    left: dict[str, float] = {}
+    for kernels in exact.fast_kernels[name] if any(samples.values()) else ():
+        fast = load({name: kernels})
+        smallest = min(_smallest_cosine(exact, fast, m, values) for m, values in samples.items())
+        if smallest >= MIN_COSINE:
+            return kernels, smallest, left
+        left[kernels] = smallest
+    return EXACT, 1.0, left
+
+
+def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:
+    one, other = exact.encode_values(modality, values), fast.encode_values(modality, values)
+    if other.errors.keys() - one.errors.keys():  # overflow, most likely
+        return 0.0
+    good = [i for i in range(len(values)) if i not in one.errors]
+    return round(float(_cosines(one.values[good], other.values[good]).min(initial=1.0)), 6)
+
+
+def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(1) / np.maximum(norms, 1e-12)  # type: ignore[no-any-return]
+
+
+def _measure(bundle: "Bundle", samples: dict[Modality, list[Any]], result: ProbeResult) -> None:
+    """Time per value, after one run that warms up."""
+    for modality, values in samples.items():
+        if not values:
+            continue
+        bundle.encode_values(modality, values[:4])
+        encoder = bundle.encoders[modality].encoder
+        started = time.perf_counter()
+        prepared = encoder.prepare(modality, values, limits=bundle.limits)
+        middle = time.perf_counter()
+        vectors = bundle.encode_values(modality, values)
+        total = time.perf_counter() - middle
+        result.prepare_s[modality] = (middle - started) / len(values)
+        result.model_s[modality] = max(total - (middle - started), 1e-6) / len(values)
+        result.bad[modality] = len(vectors.errors)
+        del prepared
