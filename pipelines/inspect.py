@@ -46,10 +46,12 @@ def inspect(path: str, *, ids: bool = False, format: str | None = None) -> dict[
 
 
 def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[str, Any]:
-    parts = list(output.parts())
+    entries = output.entries()
+    parts = list(entries)
     rows, schema = 0, None
     modalities: Counter[str] = Counter()
-    norms: dict[str, list[float]] = {}
+    counts: Counter[str] = Counter()
+    norms: dict[str, float] = {}
     for part in parts:
         with output.storage.open_input(output.path(part)) as file:
             opened = pq.ParquetFile(file)
@@ -58,8 +60,12 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
             for batch in opened.iter_batches(batch_size=4096, columns=columns):
                 modalities.update(",".join(m) for m in batch["modalities"].to_pylist())
                 for name in columns[1:]:
-                    norms.setdefault(name, []).extend(_norms(batch[name]))
-    quarantined = list(_quarantine(output))
+                    lengths = _norms(batch[name])
+                    counts[name] += len(lengths)
+                    norms[name] = norms.get(name, 0.0) + float(lengths.sum())
+    errors: Counter[str] = Counter()
+    for error in _errors(output):
+        errors.update(error)
     result: dict[str, Any] = {
         "kind": "embeddings",
         "state": run.get("state"),
@@ -70,9 +76,9 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
         "kernels": run["kernels"],
         "columns": {f.name: str(f.type) for f in schema} if schema else {},
         "modalities": dict(modalities.most_common()),
-        "vectors": {n: {"count": len(v), "mean_norm": round(float(np.mean(v)), 4)} for n, v in norms.items() if v},
-        "rows_quarantined": len(quarantined),
-        "errors": dict(Counter(line["error"] for line in quarantined).most_common(_SHOWN)),
+        "vectors": {n: {"count": c, "mean_norm": round(norms[n] / c, 4)} for n, c in counts.items() if c},
+        "rows_quarantined": sum(entry["rows_quarantined"] for entry in entries.values()),
+        "errors": dict(errors.most_common(_SHOWN)),
     }
     if ids:
         result["duplicate_ids"] = _duplicate_ids(output, parts)
@@ -80,16 +86,17 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
     return result
 
 
-def _norms(column: pa.Array) -> list[float]:
+def _norms(column: pa.Array) -> np.ndarray:
     valid = column.drop_null()
     values = valid.flatten().to_numpy(zero_copy_only=False).reshape(len(valid), -1).astype(np.float32)
-    return np.linalg.norm(values, axis=1).tolist() if len(valid) else []  # type: ignore[no-any-return]
+    return np.linalg.norm(values, axis=1) if len(valid) else np.zeros(0)
 
 
-def _quarantine(output: Output) -> Iterator[dict[str, Any]]:
+def _errors(output: Output) -> Iterator[list[str]]:
+    """The errors of one quarantine file after the other."""
     for path in output.quarantine():
         with output.storage.open_input(path) as file:
-            yield from pq.read_table(file).to_pylist()
+            yield pq.read_table(file, columns=["error"])["error"].to_pylist()
 
 
 def _duplicate_ids(output: Output, parts: list[str]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from mmbm_core.errors import RunError
-from workers.output import Entry, part_name, unit_key
+from workers.output import Entry, part_name, source_key, unit_key
 from workers.readers.base import Source, Unit, UnreadableSource
 from workers.readers.discover import InputSet
 from workers.settlement import wait_for_spec
@@ -38,20 +38,19 @@ class Task:
     """Why the source as a whole can't be read."""
 
 
-def list_tasks(inputs: InputSet, spec: RunSpec) -> Iterator[Task]:
-    """Every unit of the input, in order; nothing is held."""
+def cut_source(inputs: InputSet, spec: RunSpec, storage: Storage, source: Source) -> Iterator[Task]:
+    """Every unit of a source, in order."""
     settings = spec.settings
-    for storage, source in inputs.sources():
-        try:
-            for unit in inputs.reader.units(storage, source, spec.unit_size):
-                key = unit_key(unit, settings)
-                yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key))
-        except (UnreadableSource, OSError, UnicodeError) as error:
-            if is_trouble(error):
-                raise RunError(f"can't read {storage.uri(source.path)}: {error}; run the command again") from error
-            unit = _whole(source)
+    try:
+        for unit in inputs.reader.units(storage, source, spec.unit_size):
             key = unit_key(unit, settings)
-            yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key), broken=str(error))
+            yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key))
+    except (UnreadableSource, OSError, UnicodeError) as error:
+        if is_trouble(error):
+            raise RunError(f"can't read {storage.uri(source.path)}: {error}; run the command again") from error
+        unit = _whole(source)
+        key = unit_key(unit, settings)
+        yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key), broken=str(error))
 
 
 class PlanSource(Datasource):
@@ -89,19 +88,26 @@ def _blocks(
     inputs: InputSet, run: RunSpec | ActorHandle, finished: dict[str, Entry], retry: bool
 ) -> Iterator[pa.Table]:
     spec = wait_for_spec(run)
-    by_source = _by_source(finished, spec)
+    by_source, done = _by_source(finished, spec), _done_sources(finished, retry)
     parts: list[str] = []
     todo_bytes = units = 0
-    for task in list_tasks(inputs, spec):
-        parts.append(task.part)
-        entry = finished.get(task.part)
-        if entry is not None and not (retry and has_errors(entry)):
+    for storage, source in inputs.sources():
+        name = source_key(source, spec.settings)
+        if name in done:  # not even opened
+            parts += done[name]
             continue
-        units += 1
-        todo_bytes += task.unit.size_bytes
-        reuse = _nearest(by_source.get(task.storage.uri(task.unit.source.path), []), task.unit.start)
-        facts = {"key": task.key, "part": task.part, "broken": task.broken, "reuse": reuse}
-        yield pa.table({"task": pa.array([encode_task(task.storage, task.unit, facts)], pa.binary())})
+        tasks = list(cut_source(inputs, spec, storage, source))
+        for task in tasks:
+            parts.append(task.part)
+            entry = finished.get(task.part)
+            if entry is not None and not (retry and has_errors(entry)):
+                continue
+            units += 1
+            todo_bytes += task.unit.size_bytes
+            reuse = _nearest(by_source.get(storage.uri(source.path), []), task.unit.start)
+            facts: dict[str, Any] = {"key": task.key, "part": task.part, "broken": task.broken, "reuse": reuse}
+            facts |= {"source_key": name, "source_units": len(tasks)}
+            yield pa.table({"task": pa.array([encode_task(storage, task.unit, facts)], pa.binary())})
     plan = {"parts": parts, "todo_units": units, "todo_bytes": todo_bytes, "ignored": inputs.ignored}
     spec.output.stage(PLAN, json.dumps(plan).encode())
     if not units:
@@ -111,6 +117,15 @@ def _blocks(
 def has_errors(entry: Entry) -> bool:
     """Would `--retry-errors` do this unit again?"""
     return bool(entry["quarantine_lines"] or entry["modalities_dropped"])
+
+
+def _done_sources(finished: dict[str, Entry], retry: bool) -> dict[str, list[str]]:
+    """Parts by key of the source, where all of the source's units are finished."""
+    found: dict[str, list[str]] = {}
+    for part, entry in finished.items():
+        if not (retry and has_errors(entry)):
+            found.setdefault(entry["source_key"], []).append(part)
+    return {key: parts for key, parts in found.items() if len(parts) == finished[parts[0]]["source_units"]}
 
 
 def _by_source(finished: dict[str, Entry], spec: RunSpec) -> dict[str, list[tuple[int, str]]]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.sample import EMBEDDING
 from workers.lock import owns_lock
-from workers.readers.base import Unit
+from workers.readers.base import Source, Unit
 from workers.storage import Entry as StoredFile
 from workers.storage import Storage
 
@@ -277,8 +277,13 @@ def _flat(name: str) -> str:
 
 def unit_key(unit: Unit, settings: str) -> str:
     """Names a unit by path, size, version, range and the run's settings: equal keys hold equal rows."""
-    source = unit.source
-    facts = [source.path, source.relative, source.size_bytes, source.version, unit.start, unit.stop, settings]
+    facts = [source_key(unit.source, settings), unit.start, unit.stop]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
+
+
+def source_key(source: Source, settings: str) -> str:
+    """Names a source as it is now, in a run with these settings."""
+    facts = [source.path, source.relative, source.size_bytes, source.version, settings]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
 
 

@@ -53,7 +53,7 @@ class UnitWorker:
         return pa.table({"entry": [json.dumps(entry) for entry in entries]})
 
     def run(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> Entry:
-        """Do one unit whole. `facts` is what the planner knows: key, part name, parts to reuse, why it is broken."""
+        """Do one unit whole. `facts` is what the planner knows: keys, part name, parts to reuse, why it is broken."""
         started = time.monotonic()
         while True:
             with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
@@ -191,6 +191,8 @@ class _UnitRun:
             "settings": self.spec.settings,
             "build": self.spec.model.build,
             "source": self.storage.uri(source.path),
+            "source_key": self.facts["source_key"],
+            "source_units": self.facts["source_units"],
             "range": [self.unit.start, self.unit.stop],
             "source_bytes": self.unit.size_bytes,
             "rows_in": self.guard.rows_in,

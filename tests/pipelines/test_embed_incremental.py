@@ -9,6 +9,7 @@ import pytest
 
 from mmbm_core.bundle import load_bundle
 from mmbm_core.errors import UsageError
+from pipelines import plan
 from tests.samples import audio_file, tone
 
 
@@ -52,6 +53,26 @@ def test_only_changed_rows_are_encoded(
     assert not list(second.output.glob("_staging/*"))
     rows += [{**row, "id": f"b-{row['id']}"} for row in texts(10)]
     check_vectors(second, rows, text_model)
+
+
+def test_finished_sources_are_not_opened_again(
+    embed: Callable[..., Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        path = write(f"{name}.jsonl", [{**row, "id": f"{name}{row['id']}"} for row in texts(50)])
+    embed(path.parent, unit_rows=20)
+    write("b.jsonl", [{**row, "id": f"b{row['id']}"} for row in texts(60)])
+    opened: list[str] = []
+    cut = plan.cut_source
+
+    def watched(inputs: Any, spec: Any, storage: Any, source: Any) -> Any:
+        opened.append(source.relative)
+        return cut(inputs, spec, storage, source)
+
+    monkeypatch.setattr(plan, "cut_source", watched)
+    again = embed(path.parent, unit_rows=20)
+    assert opened == ["b.jsonl"]
+    assert len(again.rows) == 160 and again.figures["rows_reused"] == 150
 
 
 def test_rows_put_into_the_middle_move_the_others(

@@ -1,12 +1,29 @@
 """Runs beside each other, on clusters large and small, and their ends by signal."""
 
+import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.survival.harness import Cli, check_tidy, cluster, family, kill, parts, processes, table, wait_for
+from tests.survival.harness import (
+    ROOT,
+    WATCHDOG_S,
+    Cli,
+    check_tidy,
+    cluster,
+    family,
+    kill,
+    parts,
+    processes,
+    table,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -77,3 +94,18 @@ def test_gpus_that_are_not_there(texts: Path, text_model: str, tmp_path: Path) -
         blind = embed(texts, text_model, tmp_path / "b", address=address)
         assert blind.wait() == 1
         assert "torch sees none here; use --set device=cpu" in blind.stderr
+
+
+def test_as_a_ray_job(texts: Path, text_model: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with cluster(2, include_dashboard="true", dashboard_port=port):
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{port}"]
+        command = ["mmbm", "embed", str(texts), "--output", str(tmp_path / "out"), "--model", text_model]
+        submit += ["--working-dir", ".", "--", *command]
+        env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(submit, cwd=ROOT, env=env, capture_output=True, text=True, timeout=WATCHDOG_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rows_in"'))
+    check_tidy(tmp_path / "out", figures)
+    assert table(tmp_path / "out").num_rows == 3999
