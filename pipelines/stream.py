@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmbm_core.errors import RunError
 from pipelines.plan import PlanSource
@@ -51,7 +52,9 @@ class Stream:
     ) -> None:  # fmt: skip
         self._probe, self._resources, self._stall_s = probe, resources, stall_s
         self._apart = placement != "together"
-        self._settlement = Settlement.remote(None if self._apart else probe)  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        settlement = Settlement.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+        self._settlement = settlement.remote(None if self._apart else probe)
         plan = PlanSource(inputs, self._settlement, finished=finished, retry_errors=retry_errors)
         self._entries: queue.Queue[Any] = queue.Queue()
         pool = _Pool(resources.workers, resources.cpus, resources.gpus)

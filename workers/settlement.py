@@ -34,7 +34,12 @@ class Settlement:
         self._reported, self._settled = asyncio.Event(), asyncio.Event()
 
     async def claim(self, worker: str) -> tuple[Probe | None, bool]:
-        """The probe, and whether this worker is to run it: the first to ask, and the same one again after its death."""
+        """The probe, and whether this worker is to run it: the first to ask, and the same one again after its death.
+
+        No probe where the run is settled: a worker that took the place of a dead one can begin at once.
+        """
+        if self._settled.is_set():
+            return None, False
         self._owner = self._owner or worker
         mine = worker == self._owner and not self._reported.is_set()
         self._tries += mine

@@ -46,3 +46,4 @@ def test_nobody_goes_on_before_the_run_is_settled(settlement: Any) -> None:
     assert not ray.wait(waiting, num_returns=1, timeout=0.2)[0]
     ray.get(settlement.settle.remote("the spec"))
     assert ray.get(waiting) == ["the spec"] * 3
+    assert ray.get(settlement.claim.remote("late")) == (None, False)

@@ -22,6 +22,8 @@ from workers.readers.tabular import conform, normal_type
 from workers.storage import Storage, is_trouble
 
 _BUFFER_BYTES = 4 << 20
+_MOST_COMPRESSION = 8
+"""Units are cut by bytes of the file, but what shrinks more than this counts more: it has to fit in memory."""
 _ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
 
 
@@ -48,8 +50,10 @@ class ParquetReader(Reader):
     def units(self, storage: Storage, source: Source, size: UnitSize) -> Iterator[Unit]:
         with _open(storage, source) as file:
             groups = _groups(file)
+        share = source.size_bytes / max(1, sum(group.size_bytes for group in groups))
+        share = min(1.0, max(share, 1 / _MOST_COMPRESSION))
         start, rows, num_bytes = 0, 0, 0
-        for group in groups:
+        for group in [g._replace(size_bytes=max(1, int(g.size_bytes * share))) for g in groups]:
             if rows and (rows + group.rows > size.rows or num_bytes + group.size_bytes > size.size_bytes):
                 yield Unit(source=source, start=start, stop=start + rows, rows=rows, size_bytes=num_bytes)
                 start, rows, num_bytes = group.start, 0, 0
