@@ -20,16 +20,15 @@ def cut_batches(costs: Sequence[int], *, budget: int, equal_lengths: bool = Fals
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     batches: list[list[int]] = []
-    longest, shortest = 0, 0.0
     for i in order:
-        count = len(batches[-1]) + 1 if batches else 1
-        if batches and count * longest <= budget and costs[i] >= shortest:
-            batches[-1].append(i)
+        batch = batches[-1] if batches else []
+        longest = costs[batch[0]] if batch else 0
+        full = len(batch) * longest >= budget / 4
+        shortest = longest if equal_lengths else 0.9 * longest if full else 0
+        if batch and (len(batch) + 1) * longest <= budget and costs[i] >= shortest:
+            batch.append(i)
         else:
             batches.append([i])
-            longest, count = costs[i], 1
-        full = count * longest >= budget / 4
-        shortest = longest if equal_lengths else 0.9 * longest if full else 0
     return batches
 
 

@@ -22,9 +22,11 @@ def run_probe(probe: Probe, resources: WorkerResources, *, stall_s: float) -> Pr
     """
     started = time.monotonic()
     task = _probe.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    for tried in (probe, probe, probe.without_values()):
+    number = 0
+    while True:
+        number += 1
         try:
-            job = task.remote(tried)
+            job = task.remote(probe.attempt(number))
             while not ray.wait([job], timeout=_NOTICE_S)[0]:
                 say(f"still waiting for a worker to try the model. {waiting_for()}")
                 if time.monotonic() - started > stall_s:
@@ -34,7 +36,6 @@ def run_probe(probe: Probe, resources: WorkerResources, *, stall_s: float) -> Pr
             say("WARNING: the worker that tried the model on the input's first rows was killed")
         except RayError as error:
             raise user_error(error) from error
-    raise RunError(f"a worker is killed when it loads {probe.model}, perhaps for lack of memory")
 
 
 @ray.remote(max_retries=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmbm_core.errors import RunError
 from mmbm_core.media import Limits
 from mmbm_core.names import EXACT
 from mmbm_core.sample import MODALITIES, Modality
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
 MIN_COSINE = 0.9995
 """On the sample: the rows it does not hold vary more, and 0.999 is what they are to keep."""
 SAMPLE_VALUES = 24
+_TRIES = 2
+"""Of the sample; a third worker loads the model alone."""
 
 
 @dataclass(kw_only=True)
@@ -105,9 +108,15 @@ class Probe:
             _measure(exact if used == exact.kernels else self.load(used), samples, result)
         return result
 
-    def without_values(self) -> "Probe":
-        """For a sample that kills who tries it."""
-        return replace(self, samples={modality: [] for modality in self.samples})
+    def attempt(self, number: int) -> "Probe":
+        """What to try the first, second, ... time, where each earlier worker was killed: at last without the sample.
+
+        Raises:
+            RunError: it was not the sample that killed them.
+        """
+        if number > _TRIES + 1:
+            raise RunError(f"a worker is killed when it loads {self.model}, perhaps for lack of memory")
+        return self if number <= _TRIES else replace(self, samples={modality: [] for modality in self.samples})
 
 
 def needed_models(model: str, modalities: Iterable[Modality]) -> str:

@@ -11,12 +11,10 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
+from mmbm_core.errors import RunError
 from workers.probe import Probe, ProbeResult
 from workers.spec import RunSpec
 from workers.trouble import tell
-
-_TRIES = 2
-"""Of the sample; a third worker loads the model alone."""
 
 
 @ray.remote(num_cpus=0)
@@ -43,12 +41,13 @@ class Settlement:
         self._owner = self._owner or worker
         mine = worker == self._owner and not self._reported.is_set()
         self._tries += mine
-        if self._tries > _TRIES + 1 and self._probe is not None:
-            killed = f"a worker is killed when it loads {self._probe.model}, perhaps for lack of memory"
-            await self.report({"kind": "RunError", "message": killed, "traceback": ""})
-        if mine and self._tries > _TRIES and self._probe is not None:
-            return self._probe.without_values(), mine
-        return self._probe, mine
+        if self._probe is None or not mine:
+            return self._probe, mine
+        try:
+            return self._probe.attempt(self._tries), mine
+        except RunError as error:
+            await self.report(tell(error))
+            return None, False
 
     async def report(self, result: ProbeResult | dict[str, str]) -> None:
         """What the probe found, or what went wrong, as `tell` puts it."""
