@@ -36,7 +36,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True, kw_only=True)
 class UrlPolicy:
-    """What may be fetched. The default allows nothing but files below `root`.
+    """What may be fetched. The default allows nothing but what lies below `roots` and `stores`.
 
     Raises:
         UsageError: a scheme that is none of `SCHEMES`.
@@ -45,9 +45,9 @@ class UrlPolicy:
     schemes: frozenset[str] = frozenset()
     """Allowed schemes; `file` allows every local path."""
     stores: tuple[str, ...] = ()
-    """Buckets, such as `s3://bucket`, that are allowed whatever `schemes` says."""
-    root: str | None = None
-    """Local folder whose files may be read, links resolved; None for none."""
+    """Buckets or folders of them, such as `s3://bucket/in`, that are allowed whatever `schemes` says."""
+    roots: tuple[str, ...] = ()
+    """Local folders whose files may be read, links resolved."""
     max_bytes: int = 256 << 20
     timeout_s: float = 30.0
     """For the whole fetch: name, connections, redirects and body."""
@@ -62,21 +62,21 @@ class UrlPolicy:
 
 
 def fetch(uri: str, *, policy: UrlPolicy, base: str | None = None) -> bytes:
-    """Bytes behind a URI or path. Relative paths begin at `base`, a folder or URL, or else at the policy's root.
+    """Bytes behind a URI or path. Relative paths begin at `base`, a folder or URL, or else at the policy's first root.
 
     Raises:
         MediaError: forbidden, missing, too large, too slow or cut off. It names scheme and host, never the rest.
     """
     if "://" not in uri and not uri.startswith("/"):
-        start = base or policy.root
-        if start is None:
+        start = base or next(iter(policy.roots), "")
+        if not start:
             raise MediaError("a relative path, and no folder that it begins at")
         uri = f"{start.rstrip('/')}/{uri}"
     scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
     if scheme == "file":
         path = unquote(uri[len("file://") :].removeprefix("localhost")) if "://" in uri else uri
         return _read_local(path, policy)
-    if not any(uri.startswith(f"{store.rstrip('/')}/") for store in policy.stores):
+    if not any(uri.startswith(f"{store.rstrip('/')}/") for store in policy.stores) or ".." in uri.split("/"):
         _check_scheme(scheme, policy)
     if scheme in _WEB:
         return _fetch_web(uri, policy)
@@ -95,10 +95,10 @@ def _read_local(path: str, policy: UrlPolicy) -> bytes:
     try:
         real = os.path.realpath(path)
         if "file" not in policy.schemes:
-            if policy.root is None:
+            if not policy.roots:
                 raise MediaError("local files are not allowed; allow them with --allow-scheme file")
-            root = os.path.realpath(policy.root)
-            if os.path.commonpath([root, real]) != root:
+            roots = map(os.path.realpath, policy.roots)
+            if not any(os.path.commonpath([root, real]) == root for root in roots):
                 raise MediaError("a local path outside the input folder; allow it with --allow-scheme file")
         # the resolved path has no links left to follow, and a pipe must not block
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

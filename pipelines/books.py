@@ -17,6 +17,8 @@ _SUMMED = (
     *("duplicates", "modalities_dropped", "values_cut"),
 )
 _MIN_ROWS_FOR_RATE = 200
+_ASK_EVERY_S = 3.0
+"""Whether the planner has listed everything: a request to the storage each time."""
 
 
 class Books:
@@ -35,6 +37,7 @@ class Books:
         self._first_row_s: float | None = None
         self._started = time.monotonic()
         self._plan: dict[str, Any] | None = None
+        self._asked_s = 0.0
         self._description: dict[str, Any] = {}
 
     def open(self, description: dict[str, Any]) -> None:
@@ -61,7 +64,8 @@ class Books:
 
     def tick(self) -> None:
         """Show progress."""
-        self._plan = self._plan or read_plan(self.spec)
+        if self._plan is None and time.monotonic() - self._asked_s > _ASK_EVERY_S:
+            self._plan, self._asked_s = read_plan(self.spec), time.monotonic()
         total = self._plan["todo_bytes"] if self._plan else 0
         note = f"({self._quarantined} quarantined)" if self._quarantined else ""
         self._progress.update(rows=self._rows, fraction=self._bytes / total if total else None, note=note)
@@ -82,13 +86,17 @@ class Books:
         if missing:
             raise RunError(f"{len(missing)} units were not done; run the same command again to resume")
         kept: dict[str, Entry] = {part: entry for part, entry in entries.items() if entry is not None}
-        self.output.retire(there - set(kept))
-        self._ledger.replace_all(kept)
         figures = self._figures(kept, seconds, plan)
-        self.output.write_run({"state": "complete", **self._description, "figures": figures})
         self._progress.update(rows=self._rows, force=True)
         self._progress.close()
-        self._verdict(figures)
+        try:
+            self._verdict(figures)
+        except RunError:  # what earlier runs wrote stays
+            self.output.write_run({"state": "failed", **self._description, "figures": figures})
+            raise
+        self.output.retire(there - set(kept))
+        self._ledger.replace_all(kept)
+        self.output.write_run({"state": "complete", **self._description, "figures": figures})
         return figures
 
     def _figures(self, kept: dict[str, Entry], seconds: float, plan: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
     check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
-    probe = run_probe(make_probe(request, source, resources), resources, stall_s=request.settings.stall_s)
+    probe = run_probe(make_probe(request, inputs, source, resources), resources, stall_s=request.settings.stall_s)
     encodings, _, _ = settle_columns(request, source, probe)
     rows_read, bytes_read, seconds = _time_reading(inputs, source.input_schema)
     per_row = values_per_row(source, encodings)

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -27,8 +28,10 @@ from workers.readers.discover import InputSet, discover
 from workers.resources import WorkerResources, plan_workers
 from workers.spec import RunSpec
 from workers.storage import open_location
+from workers.trouble import waiting_for
 
 UNIT_SECONDS = 10.0
+_NODES_S = 60.0
 _MAX_UNIT = UnitSize(rows=20_000, size_bytes=128 << 20)
 
 
@@ -48,13 +51,18 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
     check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
-    try:
-        storage.makedirs(folder)
-        with output_lock(storage, folder, say=say) as token:
+    with ExitStack() as stack:
+        try:
+            storage.makedirs(folder)
+            token = stack.enter_context(output_lock(storage, folder, say=say))
             output = Output(storage=storage, folder=folder, token=token)
-            return _run(request, inputs, source, resources, output, started)
-    except OSError as error:
-        raise RunError(f"can't write OUTPUT {storage.uri(folder)}: {error.strerror or error}") from error
+            earlier = None if request.overwrite else output.read_run()
+            if earlier is None:
+                output.refuse_foreign()
+            output.begin()
+        except OSError as error:
+            raise RunError(f"can't write OUTPUT {storage.uri(folder)}: {error.strerror or error}") from error
+        return _run(request, inputs, source, resources, output, earlier, started)
 
 
 def cluster_workers(request: EmbedRequest) -> WorkerResources:
@@ -69,39 +77,36 @@ def cluster_workers(request: EmbedRequest) -> WorkerResources:
 
 def _run(
     request: EmbedRequest, inputs: InputSet, source: SourceSample, resources: WorkerResources, output: Output,
-    started: float,
+    earlier: dict[str, Any] | None, started: float,
 ) -> dict[str, Any]:  # fmt: skip
-    earlier = None if request.overwrite else output.read_run()
-    if earlier is None:
-        output.refuse_foreign()
-    output.begin()
-    check_nodes_share(output)
+    check_nodes_share(inputs, output)
     finished = output.entries() if earlier else {}
-    stream = Stream(
-        inputs, make_probe(request, source, resources, kernels=_settled_kernels(request, earlier)), resources,
-        placement=request.settings.placement, finished=finished, retry_errors=request.retry_errors,
-        stall_s=request.settings.stall_s,
-    )  # fmt: skip
-    probe = stream.probe()
-    spec = make_spec(request, inputs, source, resources, output, probe, earlier)
-    _check_same_output(spec, earlier)
-    if request.overwrite:  # not before everything that could be wrong has been seen
-        output.clear()
-        output.begin()
-    books = Books(output, spec, request, finished=finished)
-    books.open(_describe(request, spec, probe))
-    _say_choice(inputs, spec, probe, resources)
-    for entry in stream.entries(spec, books):
-        books.add(entry)
-    return books.close(seconds=time.monotonic() - started)
+    probe = make_probe(request, inputs, source, resources, kernels=_settled_kernels(request, earlier))
+    with Stream(
+        inputs, probe, resources, placement=request.settings.placement, finished=finished,
+        retry_errors=request.retry_errors, stall_s=request.settings.stall_s,
+    ) as stream:  # fmt: skip
+        found = stream.probe()
+        spec = make_spec(request, inputs, source, resources, output, found, earlier)
+        _check_same_output(spec, earlier)
+        if request.overwrite:  # not before everything that could be wrong has been seen
+            output.clear()
+            output.begin()
+        books = Books(output, spec, request, finished=finished)
+        books.open(_describe(request, spec, found))
+        _say_choice(inputs, spec, found, resources)
+        for entry in stream.entries(spec, books):
+            books.add(entry)
+        return books.close(seconds=time.monotonic() - started)
 
 
 def make_probe(
-    request: EmbedRequest, source: SourceSample, resources: WorkerResources, *, kernels: dict[str, str] | None = None
-) -> Probe:
+    request: EmbedRequest, inputs: InputSet, source: SourceSample, resources: WorkerResources, *,
+    kernels: dict[str, str] | None = None,
+) -> Probe:  # fmt: skip
     """What is to be tried where workers run: the model, on values of the sample."""
     tentative = choose_encodings(source.input_schema, source.rows, given=request.columns, available=list(MODALITIES))
-    samples = sample_values(source, tentative, urls=_url_policy(request), limit=SAMPLE_VALUES)
+    samples = sample_values(source, tentative, urls=_url_policy(request, inputs), limit=SAMPLE_VALUES)
     return Probe(
         model=request.model, samples=samples, precision=request.precision, options=request.options,
         device=resources.device, threads=resources.threads, limits=request.limits, budget=request.budget,
@@ -127,7 +132,7 @@ def make_spec(
         output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
         kept=tuple(kept), id_column=id_column, explode=request.explode,
         half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
-        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request),
+        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request, inputs),
         device=resources.device, threads=resources.threads,
         pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,
                           budget=request.budget),
@@ -176,14 +181,13 @@ def _unit_size(
     return UnitSize(rows=min(rows, _MAX_UNIT.rows), size_bytes=size_bytes)
 
 
-def _url_policy(request: EmbedRequest) -> UrlPolicy:
+def _url_policy(request: EmbedRequest, inputs: InputSet) -> UrlPolicy:
     """URIs in the rows may lead below the INPUTs; anywhere else only as `--allow-scheme` says."""
-    folders = [open_location(location.split("*")[0]) for location in request.inputs]
-    local = [path if os.path.isdir(path) else os.path.dirname(path) for storage, path in folders if storage.is_local]
     s = request.settings
     return UrlPolicy(
-        schemes=frozenset(request.allow_schemes), root=os.path.commonpath(local) if local else None,
-        stores=tuple(storage.uri(path.split("/")[0]) for storage, path in folders if storage.scheme in STORES),
+        schemes=frozenset(request.allow_schemes),
+        roots=tuple(path for storage, path in inputs.folders if storage.is_local),
+        stores=tuple(storage.uri(path) for storage, path in inputs.folders if storage.scheme in STORES),
         max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s, allow_private_addresses=s.fetch_private,
     )  # fmt: skip
 
@@ -239,30 +243,41 @@ def _say_choice(inputs: InputSet, spec: RunSpec, probe: ProbeResult, resources: 
     columns = ", ".join(f"{e.column} -> {e.output} ({probe.names[e.modality]})" for e in spec.encodings)
     say(f"input: {inputs.format}; embedding {columns}; carrying {', '.join(spec.kept) or 'nothing else'}")
     say(f"{resources.describe()}; kernels: {', '.join(f'{n} {k}' for n, k in spec.model.kernels.items())}")
+    for name in probe.untried:
+        say(f"WARNING: {name} runs exact: the input's first rows hold nothing to try faster kernels on")
     for name, left in probe.left.items():
         for kernels, cosine in left.items():
             say(f"WARNING: {name} does not run with {kernels}: its cosine to exact is {cosine}, below {MIN_COSINE}")
 
 
-def check_nodes_share(output: Output) -> None:
-    """Refuse a local OUTPUT on nodes that do not share its disk."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if not output.storage.is_local or len(nodes) < 2:
+def check_nodes_share(inputs: InputSet, output: Output) -> None:
+    """Refuse local folders on nodes that do not share their disk.
+
+    Raises:
+        UsageError: a node does not see one.
+    """
+    local = {path: "INPUT" for storage, path in inputs.folders if storage.is_local}
+    if output.storage.is_local:
+        local[output.staging()] = "OUTPUT"
+    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    if not local or nodes <= {ray.get_runtime_context().get_node_id()}:
         return
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    checks = [
-        _sees.options(scheduling_strategy=strategy(node, soft=False)).remote(output, output.staging()) for node in nodes
-    ]
-    if not all(ray.get(checks)):
+    checks = [_unseen.options(scheduling_strategy=strategy(node, soft=False)).remote(list(local)) for node in nodes]
+    done, waiting = ray.wait(checks, num_returns=len(checks), timeout=_NODES_S)
+    if waiting:
+        raise RunError(f"{len(waiting)} of {len(nodes)} nodes did not answer within {_NODES_S:g} s. {waiting_for()}")
+    for path in {path for unseen in ray.get(done) for path in unseen}:
+        shown = output.folder if local[path] == "OUTPUT" else path
         raise UsageError(
-            f"OUTPUT {output.folder} is a local folder that not all {len(nodes)} nodes of the cluster share; give a "
-            "URL such as s3://bucket/folder, or a path on a shared disk"
+            f"{local[path]} {shown} is a local folder that not all {len(nodes)} nodes of the cluster share; give a URL "
+            "such as s3://bucket/folder, or a path on a shared disk"
         )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _sees(output: Output, path: str) -> bool:
-    return output.storage.exists(path)
+def _unseen(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]
 
 
 __all__ = ["EmbedRequest", "EmbedSettings", "embed"]

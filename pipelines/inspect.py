@@ -81,7 +81,7 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
         "errors": dict(errors.most_common(_SHOWN)),
     }
     if ids:
-        result["duplicate_ids"] = _duplicate_ids(output, parts)
+        result["duplicate_ids"], result["ids_twice"] = _duplicate_ids(output, parts)
     _show(result)
     return result
 
@@ -99,9 +99,13 @@ def _errors(output: Output) -> Iterator[list[str]]:
             yield pq.read_table(file, columns=["error"])["error"].to_pylist()
 
 
-def _duplicate_ids(output: Output, parts: list[str]) -> dict[str, int]:
-    """Ids with their counts, at most 20. Ids are dealt into files by hash; one file's ids are held at a time."""
-    duplicates: dict[str, int] = {}
+def _duplicate_ids(output: Output, parts: list[str]) -> tuple[dict[str, int], int]:
+    """The first 20 ids that occur several times with their counts, and how many there are.
+
+    Ids are dealt into files by hash; one file's ids are held at a time.
+    """
+    shown: dict[str, int] = {}
+    total = 0
     with tempfile.TemporaryDirectory() as scratch:
         buckets = [Path(scratch) / str(n) for n in range(_BUCKETS)]
         with ExitStack() as stack:
@@ -113,8 +117,10 @@ def _duplicate_ids(output: Output, parts: list[str]) -> dict[str, int]:
                             files[content_hash(id)[0]].write(json.dumps(id) + "\n")
         for bucket in buckets:
             counts = Counter(bucket.read_text(encoding="utf-8").splitlines())
-            duplicates.update({json.loads(id): count for id, count in counts.items() if count > 1})
-    return dict(sorted(duplicates.items())[:_SHOWN])
+            found = {json.loads(id): count for id, count in counts.items() if count > 1}
+            shown = dict(sorted({**shown, **found}.items())[:_SHOWN])
+            total += len(found)
+    return shown, total
 
 
 def _inspect_dataset(path: str, format: str | None) -> dict[str, Any]:

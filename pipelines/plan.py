@@ -1,6 +1,7 @@
 """The plan of an embed run as a Ray Data source: work units, listed lazily, those that are finished left out."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from workers.readers.base import Source, Unit, UnreadableSource
 from workers.readers.discover import InputSet
 from workers.settlement import wait_for_spec
 from workers.spec import RunSpec
-from workers.storage import Storage, is_trouble
-from workers.unit import encode_task
+from workers.storage import MISSING, Storage, is_trouble
+from workers.unit import ALIVE_S, encode_task
 
 PLAN = "plan.json"
 """What the planner leaves when it has listed everything: totals, and the parts the output will consist of."""
@@ -46,7 +47,7 @@ def cut_source(inputs: InputSet, spec: RunSpec, storage: Storage, source: Source
             key = unit_key(unit, settings)
             yield Task(storage=storage, unit=unit, key=key, part=part_name(unit, key))
     except (UnreadableSource, OSError, UnicodeError) as error:
-        if is_trouble(error):
+        if is_trouble(error) and source.version != MISSING:
             raise RunError(f"can't read {storage.uri(source.path)}: {error}; run the command again") from error
         unit = _whole(source)
         key = unit_key(unit, settings)
@@ -91,7 +92,11 @@ def _blocks(
     by_source, done = _by_source(finished, spec), _done_sources(finished, retry)
     parts: list[str] = []
     todo_bytes = units = 0
+    told_s = time.monotonic()
     for storage, source in inputs.sources():
+        if time.monotonic() - told_s > ALIVE_S:  # a long listing, of which much may be finished
+            told_s = time.monotonic()
+            spec.output.stage("alive-plan", str(told_s).encode())
         name = source_key(source, spec.settings)
         if name in done:  # not even opened
             parts += done[name]
@@ -129,10 +134,10 @@ def _done_sources(finished: dict[str, Entry], retry: bool) -> dict[str, list[str
 
 
 def _by_source(finished: dict[str, Entry], spec: RunSpec) -> dict[str, list[tuple[int, str]]]:
-    """Parts of the same build and columns, by source: their vectors may be taken over."""
+    """Parts of the same recipe, by source: their vectors may be taken over."""
     found: dict[str, list[tuple[int, str]]] = {}
     for part, entry in finished.items():
-        if entry["build"] == spec.model.build:
+        if entry["recipe"] == spec.recipe:
             found.setdefault(entry["source"], []).append((entry["range"][0], part))
     return found
 

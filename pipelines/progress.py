@@ -8,17 +8,22 @@ from typing import TextIO
 
 _LINE_EVERY_S = 5.0
 _own: TextIO | None = None
+_answers: TextIO | None = None
 
 
 def keep_to_ourselves() -> str:
-    """Leave standard error to `say` and `Progress`; all others (Ray's C++ and its loggers, libraries) get a log file.
+    """Leave standard output to `answer` and standard error to `say` and `Progress`.
+
+    All others (Ray's C++, its loggers, what it prints of workers that were killed, libraries) get a log file.
 
     Returns:
         The log file's path.
     """
-    global _own
+    global _own, _answers
     log, path = tempfile.mkstemp(prefix="mmbm-", suffix=".log")
     _own = os.fdopen(os.dup(2), "w", buffering=1)
+    _answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
     return path
@@ -59,6 +64,11 @@ class Progress:
         """End the line."""
         if self._terminal and self._shown:
             _stderr().write("\n")
+
+
+def answer(text: str) -> None:
+    """What the command was asked for, to standard output."""
+    print(text, file=_answers or sys.stdout, flush=True)
 
 
 def say(message: str) -> None:

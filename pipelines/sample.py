@@ -1,13 +1,16 @@
 """A look at the input's beginning: its schema, some rows, some values to try the model on."""
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from mmbm_core.errors import MediaError, UsageError
+from mmbm_core.errors import MediaError, RunError, UsageError
 from mmbm_core.rows import Encoding, cells_of
 from mmbm_core.sample import Modality
 from mmbm_core.urls import UrlPolicy, fetch
@@ -16,10 +19,12 @@ from workers.guard import uri_base
 from workers.readers.base import Chunk, Source, UnitSize
 from workers.readers.discover import InputSet
 from workers.readers.tabular import merge_schemas
-from workers.storage import Storage
+from workers.storage import MISSING, Storage, is_trouble
 
 _SCHEMA_SOURCES = 1000
 _SAMPLE_ROWS = 64
+_FETCHES, _MOST_S, _MOST_BYTES = 8, 10.0, 16 << 20
+"""For the sample: at once, seconds and bytes each. Nothing else goes on while it is fetched."""
 
 
 class SourceSample(BaseModel):
@@ -60,6 +65,8 @@ def read_sample(inputs: InputSet, *, types: str = "") -> SourceSample:
                 rows, bad = rows + found, bad + broken
                 base = base or uri_base(storage, source)
         except (ValueError, OSError) as problem:  # UnreadableSource among them: its own quarantine line will tell
+            if is_trouble(problem) and source.version != MISSING:
+                raise RunError(f"can't read {storage.uri(source.path)}: {problem}; run the command again") from problem
             error = str(problem)
         if count >= _SCHEMA_SOURCES:
             break
@@ -114,7 +121,9 @@ def sample_values(
     for encoding in encodings:
         column = [get_column(row, encoding.column) for row in source.rows]
         if encoding.uri:
-            column = [_fetched(value, urls, source.base) for value in column[:limit]]
+            hasty = replace(urls, max_bytes=min(urls.max_bytes, _MOST_BYTES), timeout_s=min(urls.timeout_s, _MOST_S))
+            with ThreadPoolExecutor(_FETCHES) as pool:
+                column = list(pool.map(partial(_fetched, urls=hasty, base=source.base), column[:limit]))
         values = [v for cell in cells_of(column, encoding.modality) if isinstance(cell, tuple) for v in cell]
         found[encoding.modality] = (found.get(encoding.modality, []) + values)[:limit]
     return found
@@ -131,8 +140,8 @@ def values_per_row(source: SourceSample, encodings: Sequence[Encoding]) -> dict[
 
 
 def _fetched(value: Any, urls: UrlPolicy, base: str) -> Any:
-    uris = value if isinstance(value, list) else [value]
+    uris = value[:1] if isinstance(value, list) else [value]
     try:
         return [fetch(str(uri), policy=urls, base=base) for uri in uris if uri]
-    except MediaError:  # the run will quarantine the row
+    except MediaError:  # the run will say why, or have more patience
         return None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmbm_core.errors import RunError
@@ -29,6 +29,8 @@ from workers.unit import FAILED, UnitWorker
 
 _TICK_S = 0.5
 _NOTICE_S = 30.0
+_WAITERS = 1 << 20
+"""All workers wait in the settlement, and `settle` must not wait behind them."""
 
 
 class Ticker(Protocol):
@@ -53,15 +55,24 @@ class Stream:
         self._probe, self._resources, self._stall_s = probe, resources, stall_s
         self._apart = placement != "together"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        settlement = Settlement.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+        settlement = Settlement.options(scheduling_strategy=here, max_concurrency=_WAITERS)  # type: ignore[attr-defined]
         self._settlement = settlement.remote(None if self._apart else probe)
         plan = PlanSource(inputs, self._settlement, finished=finished, retry_errors=retry_errors)
         self._entries: queue.Queue[Any] = queue.Queue()
         pool = _Pool(resources.workers, resources.cpus, resources.gpus)
         if self._apart:  # the encoders are actors of their own
             pool = _Pool(resources.workers + 1, COORDINATOR_CPUS, 0)
-        args = (plan, self._settlement, pool, self._entries)
+        self._over = threading.Event()
+        args = (plan, self._settlement, pool, self._entries, self._over)
         threading.Thread(target=_drain, args=args, daemon=True).start()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whoever waits for the run to be settled ends with the settlement, whoever works after the unit in hand."""
+        self._over.set()
+        ray.kill(self._settlement)
 
     def probe(self) -> ProbeResult:
         """What the worker that tried the model found.
@@ -133,9 +144,13 @@ def checked(entry: Entry) -> Entry:
     return entry
 
 
-def _drain(plan: PlanSource, settlement: ActorHandle, pool: "_Pool", entries: "queue.Queue[Any]") -> None:
+def _drain(
+    plan: PlanSource, settlement: ActorHandle, pool: "_Pool", entries: "queue.Queue[Any]", over: threading.Event
+) -> None:
     try:
         for row in _dataset(plan, settlement, pool).iter_rows():
+            if over.is_set():
+                return
             entries.put(json.loads(row["entry"]))
         entries.put(None)
     except BaseException as error:  # whatever ends this thread must end the run
@@ -144,11 +159,12 @@ def _drain(plan: PlanSource, settlement: ActorHandle, pool: "_Pool", entries: "q
 
 def _dataset(plan: PlanSource, settlement: ActorHandle, pool: "_Pool") -> ray.data.Dataset:
     """One block a unit, so that each goes to the actor that is free first."""
-    context = DataContext.get_current()
+    units = ray.data.read_datasource(plan, override_num_blocks=1, num_cpus=PLANNER_CPUS)
+    context = units.context  # a copy: datasets of the user's own keep theirs
     context.target_max_block_size = context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.retried_io_errors = []
-    return ray.data.read_datasource(plan, override_num_blocks=1, num_cpus=PLANNER_CPUS).map_batches(
+    return units.map_batches(
         UnitWorker,  # type: ignore[arg-type]
         fn_constructor_args=(settlement,),
         batch_size=1,

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from workers.storage import Storage
 ENTRY_KEY = b"mmbm.unit"
 SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
 _SEGMENT_ENTRIES = 64
+_GONE = "_gone-"
+"""A staging folder that is being deleted."""
 _TAKEN = "another run has taken this OUTPUT over, or its folder is gone; this one commits nothing more"
 
 Entry = dict[str, Any]
@@ -54,7 +57,7 @@ class Output:
 
     def begin(self) -> None:
         """Take the folder over: late writers of earlier runs lose their staging folder, and with it their commits."""
-        self.storage.delete_dir(self.path("_staging"))
+        self._drop_staging()
         for name in (*SIDE_FOLDERS, "_ledger", f"_staging/{self.token}"):
             self.storage.makedirs(self.path(name))
         for folder in (self.folder, self.path("_ledger")):
@@ -64,11 +67,24 @@ class Output:
 
     def clear(self) -> None:
         """Delete everything an earlier run left, the lock excepted."""
+        self.check_owner()
         for name in list(self.parts()):
             self.storage.delete(self.path(name))
-        for name in (*SIDE_FOLDERS, "_ledger", "_staging"):
+        for name in (*SIDE_FOLDERS, "_ledger"):
             self.storage.delete_dir(self.path(name))
+        self._drop_staging()
         self.storage.delete(self.path("_run.json"))
+
+    def _drop_staging(self) -> None:
+        """Locally in one step: whatever a late writer is about to do, its folder is not there any more."""
+        if not self.storage.is_local:
+            self.storage.delete_dir(self.path("_staging"))
+            return
+        with suppress(FileNotFoundError):
+            os.rename(self.path("_staging"), self.path(f"{_GONE}{uuid.uuid4().hex}"))
+        for entry in self.storage.children(self.folder):
+            if entry.is_folder and entry.name.startswith(_GONE):
+                self.storage.delete_dir(entry.path)
 
     def parts(self) -> Iterator[str]:
         """Names of the committed parts."""
@@ -102,16 +118,7 @@ class Output:
             UsageError: there is one.
         """
         for name in self.parts():
-            with self.storage.open_input(self.path(name)) as file:
-                try:
-                    ours = ENTRY_KEY in (pq.read_metadata(file).metadata or {})
-                except (OSError, pa.ArrowException):
-                    ours = False
-            if not ours:
-                raise UsageError(
-                    f"OUTPUT {self.storage.uri(self.folder)} holds {name}, which `mmbm embed` did not write; give "
-                    "another OUTPUT"
-                )
+            self.entry_of(name)
 
     def commit(self, name: str, table: pa.Table, entry: Entry, side: dict[str, pa.Table]) -> None:
         """Write a unit: what stands beside it first, its part last. The same unit again replaces itself.
@@ -127,11 +134,11 @@ class Output:
         if self.storage.is_local:
             self._switch(stale, written)
             return
-        self._check_owner()
+        self.check_owner()
         for target in stale:
             self.storage.delete(self.path(target))
         for target, data in written.items():
-            self._check_owner()
+            self.check_owner()
             self.storage.write_bytes(self.path(target), data)
 
     def _switch(self, stale: list[str], written: dict[str, pa.Buffer]) -> None:
@@ -187,14 +194,31 @@ class Output:
         except FileNotFoundError as error:
             raise RunError(_TAKEN) from error
 
-    def _check_owner(self) -> None:
-        if not owns_lock(self.storage, self.folder, self.token):
+    def check_owner(self) -> None:
+        """On an object store, where a run that was silent for long may have been taken for dead.
+
+        Raises:
+            RunError: this run is over, another has taken the output.
+        """
+        if not self.storage.is_local and not owns_lock(self.storage, self.folder, self.token):
             raise RunError(_TAKEN)
 
     def entry_of(self, name: str) -> Entry:
-        """The ledger entry in a part's footer."""
+        """The ledger entry in a part's footer.
+
+        Raises:
+            UsageError: it has none.
+        """
         with self.storage.open_input(self.path(name)) as file:
-            metadata = pq.read_metadata(file).metadata or {}
+            try:
+                metadata = pq.read_metadata(file).metadata or {}
+            except pa.ArrowException:
+                metadata = {}
+        if ENTRY_KEY not in metadata:
+            raise UsageError(
+                f"OUTPUT {self.storage.uri(self.folder)} holds {name}, which `mmbm embed` did not write; move it away, "
+                "or give another OUTPUT"
+            )
         return json.loads(metadata[ENTRY_KEY])  # type: ignore[no-any-return]
 
     def entries(self) -> dict[str, Entry]:
@@ -209,6 +233,7 @@ class Output:
 
     def retire(self, names: set[str]) -> None:
         """Delete parts that mirror no source any more, and side files without a part."""
+        self.check_owner()
         for name in sorted(names):
             self.storage.delete(self.path(name))
         kept = set(self.parts())
@@ -216,7 +241,7 @@ class Output:
             for entry in self._files(self.path(folder)):
                 if entry.name not in kept:
                     self.storage.delete(entry.path)
-        self.storage.delete_dir(self.path("_staging"))
+        self._drop_staging()
 
     def read_run(self) -> dict[str, Any] | None:
         path = self.path("_run.json")
@@ -224,6 +249,7 @@ class Output:
         return run if run.get("kind") == "embed" else None
 
     def write_run(self, run: dict[str, Any]) -> None:
+        self.check_owner()
         self.storage.write_bytes(self.path("_run.json"), json.dumps(run, indent=2).encode())
 
 
@@ -241,6 +267,7 @@ class LedgerWriter:
 
     def flush(self) -> None:
         if self.pending:
+            self.output.check_owner()
             data = b"".join(json.dumps(entry).encode() + b"\n" for entry in self.pending)
             name = f"{time.time_ns():020d}-{self.output.token}.jsonl"  # of two entries of a part the later one holds
             self.output.storage.write_bytes(self.output.path("_ledger", name), data)
@@ -248,6 +275,7 @@ class LedgerWriter:
 
     def replace_all(self, entries: dict[str, Entry]) -> None:
         """Write the whole ledger as one segment and drop the others."""
+        self.output.check_owner()
         old = self.output.ledger()
         self.pending = list(entries.values())
         self.flush()

@@ -37,6 +37,8 @@ class ProbeResult:
     """Smallest cosine of a fast vector to the exact one, by model name."""
     left: dict[str, dict[str, float]] = field(default_factory=dict)
     """By model name: fast kernels that were left for their cosine, which was below MIN_COSINE."""
+    untried: list[str] = field(default_factory=list)
+    """Models that stay exact because the sample holds nothing for them."""
     prepare_s: dict[Modality, float] = field(default_factory=dict)
     """Seconds a value: tokenizing, or decoding and resizing."""
     model_s: dict[Modality, float] = field(default_factory=dict)
@@ -93,16 +95,20 @@ class Probe:
         used = dict(self.kernels or exact.kernels)
         cosine: dict[str, float] = {}
         left: dict[str, dict[str, float]] = {}
+        untried: list[str] = []
         if self.kernels is None and self.precision == "fast":
             for name in exact.kernels:
                 values = {m: v for m, v in samples.items() if exact.names.get(m) == name}
-                used[name], cosine[name], left[name] = settle_kernels(exact, name, values, load=self.load)
+                if any(values.values()):
+                    used[name], cosine[name], left[name] = settle_kernels(exact, name, values, load=self.load)
+                else:
+                    untried.append(name)
         result = ProbeResult(
             model=ModelSpec(
                 model=self.needed, kernels=used, spaces=exact.spaces, widths=exact.widths,
                 shared=tuple(m for m in MODALITIES if m in exact.shared), options=self.options,
             ),
-            names=exact.names, cosine=cosine, left=left,
+            names=exact.names, cosine=cosine, left=left, untried=untried,
         )  # fmt: skip
         if self.kernels is None:
             _measure(exact if used == exact.kernels else self.load(used), samples, result)
@@ -116,7 +122,11 @@ class Probe:
         """
         if number > _TRIES + 1:
             raise RunError(f"a worker is killed when it loads {self.model}, perhaps for lack of memory")
-        return self if number <= _TRIES else replace(self, samples={modality: [] for modality in self.samples})
+        return self if number <= _TRIES else self.without_samples()
+
+    def without_samples(self) -> "Probe":
+        """To load the same models; samples may be large."""
+        return replace(self, samples={modality: [] for modality in self.samples})
 
 
 def needed_models(model: str, modalities: Iterable[Modality]) -> str:
@@ -131,15 +141,41 @@ def needed_models(model: str, modalities: Iterable[Modality]) -> str:
 def settle_kernels(
     exact: "Bundle", name: str, samples: dict[Modality, list[Any]], *, load: "Callable[[dict[str, str]], Bundle]"
 ) -> tuple[str, float, dict[str, float]]:
-    """The fastest kernels of `name` that agree with exact on the sample, their smallest cosine, and those left."""
+    """The fastest kernels of `name` that agree with exact on the sample, their smallest cosine, and those left.
+
+    Args:
+        samples: values of each modality that the model encodes; not all empty.
+    """
     left: dict[str, float] = {}
-    for kernels in exact.fast_kernels[name] if any(samples.values()) else ():
+    for kernels in _ladder(exact, name, samples.get("image", [])):
         fast = load({name: kernels})
         smallest = min(_smallest_cosine(exact, fast, m, values) for m, values in samples.items())
         if smallest >= MIN_COSINE:
             return kernels, smallest, left
         left[kernels] = smallest
     return EXACT, 1.0, left
+
+
+def _ladder(exact: "Bundle", name: str, images: list[Any]) -> list[str]:
+    """The fast kernels of `name`; of those that decode at a smaller scale, only what the sample shows."""
+    from mmbm_core.encoders.base import jpeg_oversize, without_jpeg
+
+    ladder: list[str] = []
+    for kernels in exact.fast_kernels[name]:
+        oversize = jpeg_oversize(kernels)
+        shown = kernels if oversize is None or _scales(exact, images, oversize) else without_jpeg(kernels)
+        if shown not in (*ladder, "float32"):  # which alone is exact
+            ladder.append(shown)
+    return ladder
+
+
+def _scales(exact: "Bundle", images: list[Any], oversize: int) -> bool:
+    """Is one of the images decoded at a smaller scale?"""
+    if not images:
+        return False
+    steps: Any = exact.encoders["image"].encoder.steps
+    pairs = zip(*(steps.prepare(images, limits=exact.limits, oversize=o) for o in (None, oversize)), strict=True)
+    return any(not isinstance(one, Exception) and not one.data.equal(other.data) for one, other in pairs)
 
 
 def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:

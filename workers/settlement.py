@@ -42,7 +42,7 @@ class Settlement:
         mine = worker == self._owner and not self._reported.is_set()
         self._tries += mine
         if self._probe is None or not mine:
-            return self._probe, mine
+            return self._probe and self._probe.without_samples(), mine
         try:
             return self._probe.attempt(self._tries), mine
         except RunError as error:

@@ -36,7 +36,7 @@ class ModelSpec:
 
     @property
     def build(self) -> str:
-        """Space, precision and kernels: rows of an equal build are reused."""
+        """Space, precision and kernels."""
         return fingerprint([self.spaces, self.kernels])
 
 
@@ -65,21 +65,32 @@ class RunSpec:
     """Actors that encode for the unit workers (`workers.placement.Pools`); None where each holds its encoders."""
 
     @property
+    def recipe(self) -> str:
+        """Hash of all that decides a value's vector, or that it gets none: rows of an equal recipe are reused."""
+        return fingerprint([self.model.build, asdict(self.limits)])
+
+    @property
     def settings(self) -> str:
         """Hash of all that shapes a part: one of the facts in a unit's key."""
         return fingerprint(
             {
-                "build": self.model.build,
+                "recipe": self.recipe,
+                "types": self._read_types(),
                 "schema": str(self.output_schema()),
                 "encodings": [asdict(e) for e in self.encodings],
                 "id": self.id_column,
                 "explode": self.explode,
                 "bad": self.on_bad_modality,
-                "limits": asdict(self.limits),
                 "unit": asdict(self.unit_size),
                 "format": self.format,
             }
         )
+
+    def _read_types(self) -> dict[str, str]:
+        """Of the source columns that shape a part without being kept as they are."""
+        names = [self.id_column, self.explode, *(e.column for e in self.encodings)]
+        tops = {name.split(".")[0] if name not in self.source_schema.names else name for name in names if name}
+        return {n: str(self.source_schema.field(n).type) for n in sorted(tops) if n in self.source_schema.names}
 
     def output_schema(self) -> pa.Schema:
         """Columns of every part, in order: id, modalities, vectors, then what the source brings."""

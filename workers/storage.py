@@ -23,8 +23,11 @@ _QUERY = re.compile(r"\?[a-z_]+=[^/]*$")
 _VERSION_KEYS = ("ETag", "etag", "mtime", "last_modified", "LastModified", "updated", "created")
 
 
+MISSING = "missing"
+"""Version of what a listing names and nobody can open, such as a dangling link."""
 _TROUBLE = frozenset(
-    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH)
+    (errno.ENOENT, errno.EACCES, errno.EPERM)  # of what was listed: this node does not see it, or may not
+    + (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH)
     + (errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBUSY, errno.ENOTCONN)
 )
 
@@ -32,8 +35,7 @@ _TROUBLE = frozenset(
 def is_trouble(error: BaseException | None) -> bool:
     """Did the disk, the network or the credentials fail, rather than the file's content?"""
     while error is not None:
-        gone = "NO_SUCH_KEY" in str(error) or "RESOURCE_NOT_FOUND" in str(error)
-        if isinstance(error, OSError) and (error.errno in _TROUBLE or ("AWS Error" in str(error) and not gone)):
+        if isinstance(error, OSError) and (error.errno in _TROUBLE or "AWS Error" in str(error)):
             return True
         error = error.__cause__
     return False
@@ -243,7 +245,7 @@ def _local_children(folder: str) -> Iterator[Entry]:
             stat = os.stat(path)
             yield Entry(path=path, size_bytes=stat.st_size, version=str(stat.st_mtime_ns))
         except OSError:  # a dangling link: reading it fails, which accounts for it
-            yield Entry(path=path, size_bytes=0, version="missing")
+            yield Entry(path=path, size_bytes=0, version=MISSING)
 
 
 def _leads_up(link: str) -> bool:

@@ -32,8 +32,10 @@ def user_error(error: BaseException) -> Exception:
             return _start_error(str(layer)) or RunError(f"a worker died and could not be started again; {RESUME}")
     last = layers[-1]
     lines = [line for line in str(last).splitlines() if line.strip()]
-    kind = "the Ray cluster failed" if isinstance(last, RayError) else "a worker failed"
-    return RunError(f"{kind}: {type(last).__name__}: {lines[-1] if lines else ''}")
+    what = ": ".join([type(last).__name__, *lines[-1:]])
+    if isinstance(last, RayError):
+        return RunError(f"the Ray cluster failed ({what}); {RESUME}")
+    return RunError(f"a worker failed: {what}")
 
 
 def tell(error: Exception) -> dict[str, str]:

@@ -21,7 +21,7 @@ from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
 from workers.reuse import Reusable, hash_table, row_hashes
 from workers.settlement import join_run
 from workers.spec import RunSpec
-from workers.storage import Storage, is_trouble
+from workers.storage import MISSING, Storage, is_trouble
 from workers.trouble import tell
 
 _MAX_SEEN = 50_000
@@ -98,7 +98,7 @@ class _UnitRun:
             for chunk in chunks if crashes.careful else merge_chunks(chunks):
                 yield from _rows_of(chunk) if crashes.careful else [chunk]
         except UnreadableSource as error:
-            if is_trouble(error):
+            if is_trouble(error) and self.unit.source.version != MISSING:
                 raise RunError(f"can't read {self.guard.uri}: {error}; run the same command again to resume") from error
             self._broken(str(error))
 
@@ -189,7 +189,7 @@ class _UnitRun:
             "part": self.facts["part"],
             "key": self.facts["key"],
             "settings": self.spec.settings,
-            "build": self.spec.model.build,
+            "recipe": self.spec.recipe,
             "source": self.storage.uri(source.path),
             "source_key": self.facts["source_key"],
             "source_units": self.facts["source_units"],

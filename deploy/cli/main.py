@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from deploy.cli.supervise import supervise
 from mmbm_core.errors import RunError, UsageError
-from pipelines.progress import keep_to_ourselves, say
+from pipelines.progress import answer, keep_to_ourselves, say
 
 COMMANDS = {
     "quickstart": "see text, images and sound embedded, offline, in a minute",
@@ -24,6 +24,9 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        answer(self.format_help().rstrip())
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n{self.format_usage().strip()}\n`{self.prog} --help` explains each option")
 
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None, *, log: str = "") -> int:
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         result = importlib.import_module(f"deploy.cli.{args.command}").run(args)
-        print(json.dumps(result), flush=True)
+        answer(json.dumps(result))
         return 0
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
@@ -55,6 +58,9 @@ def _explain(error: Exception, log: str) -> int:
         from workers.trouble import unwrap
 
         error = unwrap(error)
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        error = RunError(f"{error.strerror or str(error).strip()}{where}")
     if isinstance(error, (UsageError, RunError)):
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     traceback.print_exception(error)

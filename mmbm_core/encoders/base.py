@@ -139,6 +139,11 @@ def jpeg_oversize(kernels: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def without_jpeg(kernels: str) -> str:
+    """The same kernels on JPEGs decoded whole."""
+    return re.sub(r"\+jpeg-\d+x", "", kernels)
+
+
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """The half-precision type that `device` computes faster than float32, or None."""
     if device.type == "cuda":

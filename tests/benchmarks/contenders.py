@@ -31,7 +31,7 @@ def report(rows: int, seconds: float) -> None:
 
 
 def limit(modality: str, model: str, dataset: str, output: str, *, precision: str) -> None:
-    """One process a core, each with every n-th row group, from a common start."""
+    """One process a core, each with the next row groups, from a common start to the last file written."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(CORES + 1)
     groups = [
@@ -46,10 +46,12 @@ def limit(modality: str, model: str, dataset: str, output: str, *, precision: st
         worker.start()
     barrier.wait()
     started = time.monotonic()
+    barrier.wait()
+    seconds = time.monotonic() - started
+    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in glob.glob(f"{dataset}/*.parquet"))
     for worker in workers:
         worker.join()
-    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in glob.glob(f"{dataset}/*.parquet"))
-    report(rows, time.monotonic() - started)
+    report(rows, seconds)
 
 
 def limit_worker(
@@ -68,10 +70,11 @@ def limit_worker(
             start, tickets.value = tickets.value, tickets.value + per_ticket
         mine = groups[start : start + per_ticket]
         if not mine:
-            return
+            break
         table = pa.concat_tables([pq.ParquetFile(path).read_row_group(group) for path, group in mine])
         vectors = encode(table[modality].to_pylist())
         write(output, f"{start:06d}-{core}", table["id"].to_pylist(), vectors)
+    barrier.wait()
 
 
 def minilm_loop(model: str, precision: str) -> Any:

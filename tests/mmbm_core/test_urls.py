@@ -195,7 +195,7 @@ def test_local_files_below_the_root_alone(tmp_path: Path) -> None:
     (tmp_path / "rooted" / "a.txt").write_bytes(b"outside")
     os.symlink(tmp_path / "secret.txt", root / "link.txt")
     os.symlink("sub/a.txt", root / "fine.txt")
-    policy = UrlPolicy(root=str(root))
+    policy = UrlPolicy(roots=(str(root),))
     for uri in ("sub/a.txt", f"{root}/sub/a.txt", f"file://{root}/sub/a.txt", "fine.txt", "sub/../sub/a.txt"):
         assert fetch(uri, policy=policy) == b"inside"
     assert fetch("a.txt", policy=policy, base=str(root / "sub")) == b"inside"
@@ -205,12 +205,24 @@ def test_local_files_below_the_root_alone(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="outside"):
         fetch(f"{tmp_path}/rooted/a.txt", policy=policy)  # shares the letters of the root, not the folder
     assert fetch(f"{tmp_path}/secret.txt", policy=UrlPolicy(schemes=frozenset({"file"}))) == b"outside"
+    both = UrlPolicy(roots=(str(root / "sub"), str(tmp_path / "rooted")))
+    assert fetch(f"{tmp_path}/rooted/a.txt", policy=both) == b"outside"
+    with pytest.raises(MediaError, match="outside"):  # what two roots have in common is none
+        fetch(f"{tmp_path}/secret.txt", policy=both)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/in/../secret", "s3://bucket/inside/a", "s3://bucket/a", "s3://other/in/a"]
+)
+def test_objects_beside_the_input_are_refused(uri: str) -> None:
+    with pytest.raises(MediaError, match="allow it with --allow-scheme s3"):
+        fetch(uri, policy=UrlPolicy(stores=("s3://bucket/in",)))
 
 
 def test_local_trouble_is_a_media_error(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 11)
     os.mkfifo(tmp_path / "pipe")
-    policy = UrlPolicy(root=str(tmp_path), max_bytes=10)
+    policy = UrlPolicy(roots=(str(tmp_path),), max_bytes=10)
     for name, words in [
         ("big", "limit of 10"),
         ("pipe", "not a file"),

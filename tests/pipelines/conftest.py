@@ -48,6 +48,12 @@ def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, te
         ):
             self.inputs, self.probe, self.facts = inputs, probe.run, facts
 
+        def __enter__(self) -> "Here":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
         def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
             worker = UnitWorker(spec)
             for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():

@@ -1,5 +1,6 @@
 """A second run into the same OUTPUT: what has not changed is not encoded again, and the output mirrors the input."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmbm_core.bundle import load_bundle
-from mmbm_core.errors import UsageError
+from mmbm_core.errors import RunError, UsageError
 from pipelines import plan
 from tests.samples import audio_file, tone
 
@@ -156,3 +157,51 @@ def test_another_model_or_other_columns_are_refused(
     expected = load_bundle(text_model).embed([{"text": "one star"}])["text_embedding"].to_pylist()[0]
     np.testing.assert_allclose(done.rows["x"]["text_embedding"], expected, atol=1e-4)
     assert "embedding" in embed(path, model=clip_model, overwrite=True).table.column_names
+
+
+def test_rows_over_a_tightened_limit_do_not_keep_their_vectors(
+    embed: Callable[..., Any], write: Callable[..., Path]
+) -> None:
+    path = write("a.jsonl", [{"id": "short", "text": "a"}, {"id": "long", "text": "word " * 100}])
+    assert set(embed(path).rows) == {"short", "long"}
+    tighter = embed(path, max_text_bytes=50)
+    assert set(tighter.rows) == {"short"} and "limit" in tighter.quarantine["long"]["error"]
+
+
+def test_other_types_of_ids_are_other_units(embed: Callable[..., Any], write: Callable[..., Path]) -> None:
+    path = write("a.jsonl", [{"id": n, "text": f"text {n}"} for n in range(3)])
+    assert embed(path, drop_columns="id").figures["rows_reused"] == 0
+    again = embed(path, drop_columns="id", column_types="id:double")
+    assert set(again.rows) == {"0.0", "1.0", "2.0"}
+
+
+def test_a_run_that_writes_no_row_leaves_what_was_there(
+    embed: Callable[..., Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write("a.jsonl", texts(5))
+    first = embed(path)
+    write("a.jsonl", [{"id": "r0", "text": None, "n": 0}])
+    with pytest.raises(RunError, match="no row was written"):
+        embed(path)
+    assert all(part.exists() for part in first.parts)
+    assert json.loads((tmp_path / "out" / "_run.json").read_text())["state"] == "failed"
+    write("a.jsonl", texts(4))
+    assert set(embed(path).rows) == {"r0", "r1", "r2", "r3"}
+
+
+def test_a_source_that_vanishes_stops_the_run(
+    embed: Callable[..., Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one on a disk that this node does not have: its rows are no bad rows."""
+    path = write("a.jsonl", texts(5))
+    write("b.jsonl", [{"id": "b", "text": "b"}])
+    cut = plan.cut_source
+
+    def vanish(inputs: Any, spec: Any, storage: Any, source: Any) -> Any:
+        (path.parent / "b.jsonl").unlink(missing_ok=True)
+        return cut(inputs, spec, storage, source)
+
+    monkeypatch.setattr(plan, "cut_source", vanish)
+    with pytest.raises(RunError, match="can't read .*b.jsonl"):
+        embed(path.parent)
+    assert set(embed(path.parent).rows) == {f"r{n}" for n in range(5)}

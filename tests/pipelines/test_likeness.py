@@ -30,7 +30,7 @@ def test_minilm_orders_sentence_pairs_as_people_do() -> None:
 def test_a_linear_probe_tells_pictures_apart() -> None:
     train, labels = pictures("train-0000[01].parquet")
     val, val_labels = pictures("val-*.parquet")
-    assert probe(train, labels, C=1e-3).score(val, val_labels) >= 0.76
+    assert probe(train, labels, C=1e-3).score(val, val_labels) >= 0.765
 
 
 def test_a_linear_probe_understands_a_speaker_it_never_heard() -> None:
@@ -43,7 +43,7 @@ def test_a_linear_probe_understands_a_speaker_it_never_heard() -> None:
         known = speakers != speaker
         scores.append(probe(sounds[known], digits[known], C=0.01).score(sounds[~known], digits[~known]))
     print(dict(zip(sorted(set(speakers)), np.round(scores, 3), strict=True)))
-    assert np.mean(scores) >= 0.68
+    assert np.mean(scores) >= 0.745
 
 
 def pictures(pattern: str) -> tuple[np.ndarray, list[str]]:

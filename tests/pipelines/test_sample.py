@@ -18,7 +18,7 @@ def test_values_are_what_rows_hold_or_name(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"picture")
     rows = [{"captions": ["a", None, "b"], "image_uri": "x.png"}, {"captions": None, "image_uri": "missing.png"}]
     source = SourceSample(input_schema=None, rows=rows, num_sources=1, size_bytes=1, bad_rows=0, base=str(tmp_path))
-    policy = UrlPolicy(root=str(tmp_path))
+    policy = UrlPolicy(roots=(str(tmp_path),))
     assert sample_values(source, [TEXT, IMAGE], urls=policy, limit=9) == {"text": ["a", "b"], "image": [b"picture"]}
     assert sample_values(source, [TEXT, IMAGE], urls=policy, limit=1)["text"] == ["a"]
     assert values_per_row(source, [TEXT, IMAGE]) == {"text": 1.5, "image": 1.0}

@@ -107,7 +107,7 @@ class Cli:
             status = self.process.wait(timeout_s)
             out = (self.scratch / "out").read_text()
             assert status == 0, f"exit status {status}: {self.stderr[-3000:]}\n{self._log()}"
-            assert out.count("\n") == 1
+            assert out.count("\n") == 1, repr(out)
             assert "Traceback" not in self.stderr
             figures: dict[str, Any] = json.loads(out)
             return figures
@@ -152,6 +152,30 @@ def cluster(num_cpus: int, **options: Any) -> Iterator[str]:
             for member in family(pid):
                 kill(member)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def second_node(address: str, *, hidden: Path | None = None) -> Iterator[None]:
+    """One more CPU of this machine joins a cluster, as a node of its own.
+
+    Args:
+        hidden: a folder that this node has on another disk than everyone else.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--num-cpus=1", "--block"]
+    if hidden:
+        command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden), *command]
+    node = subprocess.Popen(
+        command, env={**os.environ, **_RAY}, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    count = "import ray, sys; ray.init(sys.argv[1]); print(sum(node['Alive'] for node in ray.nodes()))"
+    ask = [sys.executable, "-c", count, address]
+    try:
+        wait_for(lambda: subprocess.run(ask, env={**os.environ, **_RAY}, capture_output=True).stdout == b"2\n")
+        yield
+    finally:
+        for pid in family(node.pid):
+            kill(pid)
+        node.wait()
 
 
 def parts(output: Path) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,7 @@ from tests.survival.harness import (
     kill,
     parts,
     processes,
+    second_node,
     table,
     wait_for,
 )
@@ -105,7 +106,27 @@ def test_as_a_ray_job(texts: Path, text_model: str, tmp_path: Path) -> None:
         submit += ["--working-dir", ".", "--", *command]
         env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
         done = subprocess.run(submit, cwd=ROOT, env=env, capture_output=True, text=True, timeout=WATCHDOG_S)
+        while "No available agent" in done.stderr:  # Ray says `started` before it takes jobs
+            done = subprocess.run(submit, cwd=ROOT, env=env, capture_output=True, text=True, timeout=WATCHDOG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rows_in"'))
     check_tidy(tmp_path / "out", figures)
     assert table(tmp_path / "out").num_rows == 3999
+
+
+def test_two_nodes_with_one_disk(texts: Path, text_model: str, tmp_path: Path) -> None:
+    with cluster(1) as address, second_node(address):
+        run = embed(texts, text_model, tmp_path / "out", "workers=2", address=address)
+        check_tidy(tmp_path / "out", run.result())
+    assert "2 workers" in run.stderr
+    assert table(tmp_path / "out").num_rows == 3999
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process a disk of its own")
+def test_a_local_output_that_a_node_does_not_see(texts: Path, text_model: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with cluster(1) as address, second_node(address, hidden=tmp_path / "disk"):
+        run = embed(texts, text_model, tmp_path / "disk" / "out", address=address)
+        assert run.wait() == 2
+    assert "is a local folder that not all 2 nodes of the cluster share" in run.stderr
+    assert not parts(tmp_path / "disk" / "out")

@@ -29,8 +29,8 @@ def make_guard(folder: Path, **given: Any) -> RowGuard:
     spec = RunSpec(
         output=Output(storage=storage, folder=path), model=model, format="parquet", source_schema=SCHEMA,
         kept=("n",), half=False, on_bad_modality="quarantine", limits=Limits(), budget={},
-        unit_size=UnitSize(rows=1000, size_bytes=1 << 20), urls=UrlPolicy(root=str(folder)), device="cpu", threads=1,
-        **settings,
+        unit_size=UnitSize(rows=1000, size_bytes=1 << 20), urls=UrlPolicy(roots=(str(folder),)), device="cpu",
+        threads=1, **settings,
     )  # fmt: skip
     return RowGuard(spec, uri=f"{folder}/a.parquet", relative="a.parquet", base=str(folder))
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,31 @@ def files(folder: Path) -> dict[str, bytes]:
     """Everything but what is under way."""
     found = [path for path in folder.rglob("*") if path.is_file() and "_staging" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_writers_in_the_middle_of_their_work_lose_it(tmp_path: Path) -> None:
+    """Each round a run begins while two workers of the run before it write as fast as they can."""
+    ended: list[str] = []
+
+    def work(output: Output, name: str) -> None:
+        try:
+            while True:
+                output.stage(name, b"x")
+        except RunError:
+            ended.append(output.token)
+
+    output = begin(tmp_path, "run0")
+    for number in range(1, 20):
+        writers = [threading.Thread(target=work, args=(output, f"w{n}"), daemon=True) for n in range(2)]
+        for writer in writers:
+            writer.start()
+        time.sleep(0.02)
+        output = begin(tmp_path, f"run{number}")
+        for writer in writers:
+            writer.join(10)
+        assert ended.count(f"run{number - 1}") == 2
+        assert [path.name for path in (tmp_path / "_staging").iterdir()] == [f"run{number}"]
+        assert not list(tmp_path.glob("_gone-*"))
 
 
 def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:

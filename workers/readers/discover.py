@@ -28,6 +28,11 @@ class InputSet:
     def reader(self) -> Reader:
         return get_reader(self.format)
 
+    @property
+    def folders(self) -> list[tuple[Storage, str]]:
+        """Where the inputs lie: each INPUT that is a folder, and the folders of the others."""
+        return [(place.storage, place.path) for place in self._places]
+
     def lists(self, folder: str) -> bool:
         """Would what is written into `folder`, a URI, be listed as input?"""
         for place in self._places:

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from workers.readers.base import (
     CHUNK_BYTES,
-    CHUNK_ROWS,
     BadRow,
     Chunk,
     Reader,
@@ -24,6 +23,8 @@ from workers.storage import Storage, is_trouble
 _BUFFER_BYTES = 4 << 20
 _MOST_COMPRESSION = 8
 """Units are cut by bytes of the file, but what shrinks more than this counts more: it has to fit in memory."""
+_BATCH_ROWS = 256
+"""Read at once: a value that a dictionary holds once may come out in every row. Small chunks are joined later."""
 _ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
 
 
@@ -120,7 +121,7 @@ def _read_group(
 ) -> Iterator[Chunk]:
     """The unit's rows of one row group; what comes after a damaged page is one bad row that tells for how many."""
     row_bytes = max(1, group.size_bytes // max(1, group.rows))
-    batch_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
+    batch_rows = max(1, min(_BATCH_ROWS, CHUNK_BYTES // row_bytes))
     at, stop = group.start, min(unit.stop, group.start + group.rows)
     batches = file.iter_batches(batch_size=batch_rows, row_groups=[group.number], columns=columns)
     error = f"row group {group.number} ends early"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmbm_core.errors import UsageError
-from workers.storage import Entry, Storage, open_location
+from workers.storage import MISSING, Entry, Storage, open_location
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -77,7 +77,7 @@ def _entry(storage: Storage, path: str) -> Entry:
     try:
         return storage.info(path)
     except UsageError:  # gone since the command began: reading it fails, which accounts for it
-        return Entry(path=path, size_bytes=0, version="missing")
+        return Entry(path=path, size_bytes=0, version=MISSING)
 
 
 def _children(storage: Storage, folder: str, *, with_hidden: bool = False) -> tuple[list[Entry], list[Entry]]:

@@ -32,7 +32,7 @@ def content(table: pa.Table = TABLE, **options: Any) -> bytes:
 def test_units_cover_every_row_once_and_in_order(
     reading: Callable[..., Any], sizes: list[UnitSize], group_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "CHUNK_ROWS", 11)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", 11)
     file = reading(READER, "a.parquet", content(row_group_size=group_rows))
     for size in sizes:
         found = file.all(size)
@@ -118,3 +118,11 @@ def test_real_data(reading: Callable[..., Any]) -> None:
         pytest.skip("needs ../shared/data")
     found = reading(READER, str(path)).all(UnitSize(rows=64, size_bytes=1 << 20))
     assert len(found.rows) == 1000 and all(row["image"].startswith(b"\xff\xd8") for row in found.rows)
+
+
+def test_a_value_that_the_file_holds_once_does_not_fill_the_memory(reading: Callable[..., Any]) -> None:
+    table = pa.table({"text": pa.array(["x" * (1 << 20)] * 2000).dictionary_encode()})
+    file = reading(READER, "a.parquet", content(table))
+    assert Path(file.source.path).stat().st_size < 1 << 20
+    chunks = READER.read(file.storage, file.units()[0], file.schema())
+    assert next(iter(chunks)).table.nbytes < 300 << 20
