@@ -19,7 +19,7 @@ def test_a_run_from_and_to_s3_survives_its_driver(
     storage, folder = open_location(uri)
     storage.write_bytes(f"{folder}/in/t.jsonl", texts.read_bytes())
     command = ["embed", f"{uri}/in", "--output", f"{uri}/out", "--model", text_model, "--precision", "exact"]
-    command += ["--set", "unit_rows=8"]  # many units: the run has to outlast the one beside it
+    command += ["--set", "unit_rows=12"]  # many units: the run has to outlast the one beside it
 
     def parts() -> list[str]:
         return [e.name for e in storage.list(folder) if e.name.startswith("part-") and e.path.count("/_") == 0]
@@ -33,7 +33,7 @@ def test_a_run_from_and_to_s3_survives_its_driver(
     assert first.wait(60) == 1
     done = len(parts())
     second = Cli(*command)
-    figures = second.result()
+    figures = second.result(timeout_s=400)
     found = re.search(r"(\d+) finished units found", second.stderr)
     assert found and done <= int(found[1]) < figures["units"]  # a worker may outlive the driver by a unit
     for entry in storage.list(f"{folder}/out"):
