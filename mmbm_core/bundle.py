@@ -14,7 +14,7 @@ import torch
 
 from mmbm_core.batching import BatchEncoder
 from mmbm_core.encoders import build_encoder, modalities_of
-from mmbm_core.encoders.base import Encoder, Item
+from mmbm_core.encoders.base import Encoder, Item, without_jpeg
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import DEFAULT_MODEL, EXACT
@@ -191,7 +191,7 @@ def load_bundle(
         encoder.to(torch.device(device))
         can = (*encoder.fast_kernels(), EXACT)
         used[name] = kernels[name] if kernels else (EXACT if precision == EXACT else can[0])
-        if used[name] not in can:
+        if used[name] not in (*can, *map(without_jpeg, can)):
             raise UsageError(f"this machine can't run {name} with {used[name]}; it has {', '.join(can)}; use exact")
         if used[name] != EXACT:
             encoder.accelerate(used[name])

@@ -137,20 +137,22 @@ def run_contender(
         script = HERE / "contenders.py"
         command = [sys.executable, str(script), contender, case.modality, model, str(dataset), str(output)]
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "TOKENIZERS_PARALLELISM": "false"}
-    started = time.monotonic()
+    started = time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=3600)
-    seconds = time.monotonic() - started
+    seconds = time.time() - started
     vectors = read_vectors(output)
-    steady = our_steady_state(output) if contender.startswith("ours") else json.loads(done.stdout.splitlines()[-1])
+    if contender.startswith("ours"):
+        return our_steady_state(output, started), vectors
+    steady = json.loads(done.stdout.splitlines()[-1])
     return {"rows_per_s": steady["rows_per_s"], "start_s": seconds - steady["seconds"]}, vectors
 
 
-def our_steady_state(output: Path) -> dict[str, float]:
+def our_steady_state(output: Path, started: float) -> dict[str, float]:
     """Rows per second by the clock: from the begin of the first unit to the last file written."""
     entries = [json.loads(line) for file in (output / "_ledger").iterdir() for line in file.read_text().splitlines()]
     begin = min(e["ended_s"] - e["seconds"] for e in entries)
     end = max(part.stat().st_mtime for part in output.glob("part-*.parquet"))
-    return {"rows_per_s": sum(e["rows_in"] for e in entries) / (end - begin), "seconds": end - begin}
+    return {"rows_per_s": sum(e["rows_in"] for e in entries) / (end - begin), "start_s": begin - started}
 
 
 def read_vectors(folder: Path) -> dict[str, np.ndarray]:

