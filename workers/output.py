@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
 _SEGMENT_ENTRIES = 64
 _GONE = "_gone-"
 """A staging folder that is being deleted."""
+_DELETE_TRIES = 10
 _TAKEN = "another run has taken this OUTPUT over, or its folder is gone; this one commits nothing more"
 
 Entry = dict[str, Any]
@@ -84,7 +86,7 @@ class Output:
             os.rename(self.path("_staging"), self.path(f"{_GONE}{uuid.uuid4().hex}"))
         for entry in self.storage.children(self.folder):
             if entry.is_folder and entry.name.startswith(_GONE):
-                self.storage.delete_dir(entry.path)
+                _delete_tree(entry.path)
 
     def parts(self) -> Iterator[str]:
         """Names of the committed parts."""
@@ -297,6 +299,14 @@ def _parquet(table: pa.Table) -> pa.Buffer:
         row_group_size=65536,
     )
     return sink.getvalue()
+
+
+def _delete_tree(path: str) -> None:
+    """What can't be deleted harms nobody: the next run tries again."""
+    for _ in range(_DELETE_TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.exists(path):  # a file that was being opened or moved may be there still
+            return
 
 
 def _flat(name: str) -> str:
