@@ -99,10 +99,15 @@ def kept_columns(
     if unknown:
         raise UsageError(f"drop_columns names {', '.join(unknown)}; the columns are {', '.join(schema.names)}")
     names = {*_MEDIA_NAMES["image"], *_MEDIA_NAMES["audio"]}
-    media = {e.column if e.column in schema.names else e.column.split(".")[0] for e in encodings if _holds_media(e)}
+    media = {top_column(schema, e.column) for e in encodings if _holds_media(e)}
     media |= {f.name for f in schema if is_media_struct(f.type) or (f.name.lower() in names and _is_media(f.type))}
     out = set(drop) | ({ID} if id_column == ID else set()) | (set() if keep_media else media)
     return [name for name in schema.names if name not in out]
+
+
+def top_column(schema: pa.Schema, column: str) -> str:
+    """The column of the schema that `column`, whose dots may reach into a struct, is or lies in."""
+    return column if column in schema.names else column.split(".")[0]
 
 
 def column_type(schema: pa.Schema, column: str) -> pa.DataType | None:

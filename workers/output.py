@@ -28,7 +28,7 @@ from mmbm_core.sample import EMBEDDING
 from workers.lock import owns_lock
 from workers.readers.base import Source, Unit
 from workers.storage import Entry as StoredFile
-from workers.storage import Storage
+from workers.storage import Storage, is_trouble
 
 ENTRY_KEY = b"mmbm.unit"
 SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
@@ -214,7 +214,9 @@ class Output:
         with self.storage.open_input(self.path(name)) as file:
             try:
                 metadata = pq.read_metadata(file).metadata or {}
-            except pa.ArrowException:
+            except (OSError, pa.ArrowException) as error:
+                if is_trouble(error):
+                    raise
                 metadata = {}
         if ENTRY_KEY not in metadata:
             raise UsageError(

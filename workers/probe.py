@@ -18,6 +18,7 @@ from workers.spec import ModelSpec
 
 if TYPE_CHECKING:  # torch loads where encoders do: the driver starts without it
     from mmbm_core.bundle import Bundle
+    from mmbm_core.rows import Vectors
 
 MIN_COSINE = 0.9995
 """On the sample: the rows it does not hold vary more, and 0.999 is what they are to keep."""
@@ -146,10 +147,11 @@ def settle_kernels(
     Args:
         samples: values of each modality that the model encodes; not all empty.
     """
+    reference = {m: exact.encode_values(m, values) for m, values in samples.items()}
     left: dict[str, float] = {}
     for kernels in _ladder(exact, name, samples.get("image", [])):
         fast = load({name: kernels})
-        smallest = min(_smallest_cosine(exact, fast, m, values) for m, values in samples.items())
+        smallest = min(_smallest_cosine(reference[m], fast.encode_values(m, values)) for m, values in samples.items())
         if smallest >= MIN_COSINE:
             return kernels, smallest, left
         left[kernels] = smallest
@@ -160,29 +162,31 @@ def _ladder(exact: "Bundle", name: str, images: list[Any]) -> list[str]:
     """The fast kernels of `name`; of those that decode at a smaller scale, only what the sample shows."""
     from mmbm_core.encoders.base import jpeg_oversize, without_jpeg
 
-    ladder: list[str] = []
-    for kernels in exact.fast_kernels[name]:
-        oversize = jpeg_oversize(kernels)
-        shown = kernels if oversize is None or _scales(exact, images, oversize) else without_jpeg(kernels)
-        if shown not in (*ladder, "float32"):  # which alone is exact
-            ladder.append(shown)
-    return ladder
+    every = exact.fast_kernels[name]
+    shown = _scaled(exact, images, {jpeg_oversize(kernels) for kernels in every} - {None})
+    ladder = [k if jpeg_oversize(k) in (None, *shown) else without_jpeg(k) for k in every]
+    return [kernels for kernels in dict.fromkeys(ladder) if kernels != "float32"]  # which alone is exact
 
 
-def _scales(exact: "Bundle", images: list[Any], oversize: int) -> bool:
-    """Is one of the images decoded at a smaller scale?"""
-    if not images:
-        return False
+def _scaled(exact: "Bundle", images: list[Any], oversizes: set[int | None]) -> list[int | None]:
+    """Those of `oversizes` at which one of the images is decoded at a smaller scale."""
+    if not images or not oversizes:
+        return []
     steps: Any = exact.encoders["image"].encoder.steps
-    pairs = zip(*(steps.prepare(images, limits=exact.limits, oversize=o) for o in (None, oversize)), strict=True)
-    return any(not isinstance(one, Exception) and not one.data.equal(other.data) for one, other in pairs)
+    whole, *scaled = [steps.prepare(images, limits=exact.limits, oversize=o) for o in (None, *oversizes)]
+    return [o for o, found in zip(oversizes, scaled, strict=True) if any(map(_differ, whole, found))]
 
 
-def _smallest_cosine(exact: "Bundle", fast: "Bundle", modality: Modality, values: list[Any]) -> float:
-    one, other = exact.encode_values(modality, values), fast.encode_values(modality, values)
+def _differ(one: Any, other: Any) -> bool:
+    """Do two prepared images, or what is wrong with them, differ?"""
+    errors = isinstance(one, Exception), isinstance(other, Exception)
+    return errors[0] != errors[1] if any(errors) else not one.data.equal(other.data)
+
+
+def _smallest_cosine(one: "Vectors", other: "Vectors") -> float:
     if other.errors.keys() - one.errors.keys():  # overflow, most likely
         return 0.0
-    good = [i for i in range(len(values)) if i not in one.errors]
+    good = [i for i in range(len(one.values)) if i not in one.errors]
     return round(float(_cosines(one.values[good], other.values[good]).min(initial=1.0)), 6)
 
 

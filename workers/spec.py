@@ -11,6 +11,7 @@ from mmbm_core.media import Limits
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import EMBEDDING, ID, MODALITIES_COLUMN, Modality, vector_type
 from mmbm_core.urls import UrlPolicy
+from workers.columns import top_column
 from workers.output import Output
 from workers.readers.base import UnitSize
 from workers.readers.tabular import is_list
@@ -89,7 +90,7 @@ class RunSpec:
     def _read_types(self) -> dict[str, str]:
         """Of the source columns that shape a part without being kept as they are."""
         names = [self.id_column, self.explode, *(e.column for e in self.encodings)]
-        tops = {name.split(".")[0] if name not in self.source_schema.names else name for name in names if name}
+        tops = {top_column(self.source_schema, name) for name in names if name}
         return {n: str(self.source_schema.field(n).type) for n in sorted(tops) if n in self.source_schema.names}
 
     def output_schema(self) -> pa.Schema:

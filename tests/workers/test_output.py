@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mmbm_core.errors import RunError
+from mmbm_core.errors import RunError, UsageError
 from workers import lock
 from workers.lock import output_lock
 from workers.output import Entry, LedgerWriter, Output
@@ -131,6 +131,15 @@ except OSError as error:
     assert done.stdout == "File too large\n", done.stderr
     assert files(tmp_path) == {}
     assert list(output.storage.list(output.staging())) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no Parquet", b"PAR1" + b"x" * 40 + (20).to_bytes(4, "little") + b"PAR1"])
+def test_a_part_of_another_program_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    output = begin(tmp_path, "one")
+    (tmp_path / "part-0.parquet").write_bytes(content)
+    for look in (output.refuse_foreign, output.entries):
+        with pytest.raises(UsageError, match="holds part-0.parquet, which `mmbm embed` did not write"):
+            look()
 
 
 def test_torn_writes_of_a_killed_driver_are_cleared(tmp_path: Path) -> None:
