@@ -2,9 +2,11 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 from functools import partial
+from pathlib import Path
 
 from mmbm_core.errors import RunError
 
@@ -23,7 +25,7 @@ def connect() -> None:
     Raises:
         RunError: the cluster named by RAY_ADDRESS does not answer.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in (_SETTINGS | _private_token()).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
     stop = signal.getsignal(signal.SIGTERM)
@@ -35,6 +37,17 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _private_token() -> dict[str, str]:
+    """A token for the cluster that this process may start, where its user has none.
+
+    Ray would write one into the home folder: from then on `ray start` asks for it, and `ray job submit` does not give
+    it.
+    """
+    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    known = named or (Path.home() / ".ray" / "auth_token").exists()
+    return {} if known else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _init() -> None:
