@@ -98,20 +98,28 @@ def test_gpus_that_are_not_there(texts: Path, text_model: str, tmp_path: Path) -
 
 
 def test_as_a_ray_job(texts: Path, text_model: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with cluster(2, include_dashboard="true", dashboard_port=port):
+    port, agent_port = _free_port(), _free_port()
+    with cluster(2, include_dashboard="true", dashboard_port=port, dashboard_agent_listen_port=agent_port):
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{port}"]
         command = ["mmbm", "embed", str(texts), "--output", str(tmp_path / "out"), "--model", text_model]
         submit += ["--working-dir", ".", "--", *command]
         env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-        done = subprocess.run(submit, cwd=ROOT, env=env, capture_output=True, text=True, timeout=WATCHDOG_S)
-        while "No available agent" in done.stderr:  # Ray says `started` before it takes jobs
+
+        def submitted() -> subprocess.CompletedProcess[str] | None:
+            """None while Ray, which says `started` before it takes jobs, has no agent for them."""
             done = subprocess.run(submit, cwd=ROOT, env=env, capture_output=True, text=True, timeout=WATCHDOG_S)
+            return None if "No available agent" in done.stderr else done
+
+        done = wait_for(submitted)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rows_in"'))
     check_tidy(tmp_path / "out", figures)
     assert table(tmp_path / "out").num_rows == 3999
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def test_two_nodes_with_one_disk(texts: Path, text_model: str, tmp_path: Path) -> None:
