@@ -19,7 +19,7 @@ from mmbm_core.urls import fetch
 from workers.columns import column_type, get_column
 from workers.readers.base import Chunk, Source
 from workers.readers.tabular import is_list, is_media_struct
-from workers.spec import RunSpec
+from workers.spec import RowSpec, RunSpec
 from workers.storage import Storage
 
 _FETCHERS = 16
@@ -70,7 +70,7 @@ class RowGuard:
         base: folder that relative URIs in the rows begin at.
     """
 
-    def __init__(self, spec: RunSpec, *, uri: str, relative: str, base: str) -> None:
+    def __init__(self, spec: RowSpec, *, uri: str, relative: str, base: str) -> None:
         self._spec, self.uri, self._relative, self._base = spec, uri, _as_text(relative), base
         self._columns = [c for c in (spec.id_column, spec.explode, *(e.column for e in spec.encodings)) if c]
         self._fetched = [e.uri or _may_be_path(spec.source_schema, e) for e in spec.encodings]
@@ -101,7 +101,7 @@ class RowGuard:
         """
         for bad in chunk.bad:
             quarantine.add(f"{self._relative}#{bad.position}", self.source(bad.position), bad.error, "read")
-        rows = chunk.table.select(self._needed(chunk.table)).to_pylist()
+        rows = chunk.table.select(self._needed(chunk.table)).to_pylist() or [{} for _ in chunk.positions]
         first = self.rows_in
         self.rows_in += len(rows) + len(chunk.bad)
         self.rows_bad += len(chunk.bad)
@@ -114,7 +114,7 @@ class RowGuard:
         table = self._kept(chunk.table, rows, index)
         start = 0
         for cells in self._pieces(rows):
-            stop = start + len(cells[0])
+            stop = start + (len(cells[0]) if cells else len(rows))
             piece = index[start:stop]
             yield Rows(
                 ids=ids[start:stop],
@@ -175,7 +175,7 @@ class RowGuard:
         kept = table.select(list(self._spec.kept)).take(pa.array(index, pa.int64()))
         column = self._spec.explode
         if column in self._spec.kept:
-            field = self._spec.output_schema().field(column)
+            field = self._spec.kept_field(column)
             elements = pa.array([row[column] for row in rows], field.type)
             kept = kept.set_column(kept.column_names.index(column), field, elements)
         return kept

@@ -42,24 +42,37 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSpec:
+class RowSpec:
+    """Which rows a source gives: what `RowGuard` needs to know."""
+
+    source_schema: pa.Schema
+    encodings: tuple[Encoding, ...]
+    kept: tuple[str, ...]
+    """Source columns that travel on as they are."""
+    id_column: str | None
+    explode: str | None
+    urls: UrlPolicy
+
+    def kept_field(self, name: str) -> pa.Field:
+        """A kept column as it travels on: of an exploded one, the elements."""
+        field = self.source_schema.field(name)
+        if name == self.explode and is_list(field.type):
+            return pa.field(name, field.type.value_type)
+        return field.remove_metadata()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(RowSpec):
     """Settings of one embed run."""
 
     output: Output
     model: ModelSpec
     format: str
-    source_schema: pa.Schema
-    encodings: tuple[Encoding, ...]
-    kept: tuple[str, ...]
-    """Source columns that travel to the output."""
-    id_column: str | None
-    explode: str | None
     half: bool
     on_bad_modality: Literal["quarantine", "drop"]
     limits: Limits
     budget: dict[Modality, int]
     unit_size: UnitSize
-    urls: UrlPolicy
     device: str
     threads: int
     pools: Any = None
@@ -106,15 +119,9 @@ class RunSpec:
                 pa.field(ID, pa.string()),
                 pa.field(MODALITIES_COLUMN, pa.list_(pa.string())),
                 *[pa.field(name, vector_type(width, half=self.half)) for name, width in vectors.items()],
-                *[self._kept_field(name) for name in self.kept],
+                *[self.kept_field(name) for name in self.kept],
             ]
         )
-
-    def _kept_field(self, name: str) -> pa.Field:
-        field = self.source_schema.field(name)
-        if name == self.explode and is_list(field.type):
-            return pa.field(name, field.type.value_type)
-        return field.remove_metadata()
 
 
 def fingerprint(facts: Any) -> str:

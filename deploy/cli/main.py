@@ -17,6 +17,9 @@ from pipelines.progress import answer, keep_to_ourselves, say
 COMMANDS = {
     "quickstart": "see text, images and sound embedded, offline, in a minute",
     "embed": "embed a dataset of text, images and sound",
+    "train": "train a model by a recipe",
+    "evaluate": "score a trained model on rows it has not learnt from",
+    "word2vec": "learn word vectors from the text of a dataset",
     "synthesize": "make a dataset of scenes with captions, speech and known truth",
     "inspect": "look at a dataset or an embeddings folder",
 }

@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import EXACT
 from mmbm_core.sample import Modality
+
+ENCODER_FILE = "encoder.json"
+"""Beside the weights of an encoder that MMBM saved: its kind and config."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class Encoder(nn.Module, ABC):
     """True where the vectors of all its modalities may be compared (CLIP, CLAP)."""
     equal_lengths: bool = False
     """True where padding would change a result, so that only items of equal cost share a batch."""
+    whole: Sequence[Any] = ()
+    """The checkpoint's model, where the encoder runs but a part of it; in a sequence, so that it is no submodule."""
     kernels: str = EXACT
     """What the model runs on, and how its values are prepared: `exact`, or one of `fast_kernels`."""
 
@@ -90,6 +96,15 @@ class Encoder(nn.Module, ABC):
         """Turn on one of `fast_kernels`."""
         self.kernels = kernels
         self.to(kernels_dtype(kernels))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `build_encoder` makes this encoder of again; its options (pooling, prompt) are not in it.
+
+        Encoders that are no transformers checkpoint say in ENCODER_FILE what they are.
+        """
+        from mmbm_core.encoders.checkpoint import save_checkpoint
+
+        save_checkpoint(self.whole[0] if self.whole else self.model, folder)
 
     @property
     def device(self) -> torch.device:

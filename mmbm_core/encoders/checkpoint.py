@@ -1,6 +1,7 @@
 """Find a checkpoint by name and see which kind of encoder it is."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from mmbm_core.errors import UsageError
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors")
 """What is fetched of a Hugging Face repository: no pickles, no code."""
 
+WORD2VEC_FILE = "word2vec.json"
+"""What makes a folder one that `mmbm word2vec` wrote."""
+
 _UNUSED = {"pooler", "masked_spec_embed", "mask_token"}
 """Parts that many checkpoints lack and that no vector of a single tower needs."""
 
@@ -18,10 +22,14 @@ _UNUSED = {"pooler", "masked_spec_embed", "mask_token"}
 def locate(name: str, *, presets: tuple[str, ...]) -> str:
     """Folder of the checkpoint: `name` itself where it is a folder, else fetched from the Hugging Face Hub.
 
+    Word vectors may be a file.
+
     Raises:
         UsageError: not a checkpoint folder and not reachable on the Hub.
     """
     folder = Path(name).expanduser()
+    if _is_word2vec(folder):
+        return str(folder)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UsageError(f"model folder {name} has no config.json: give the folder of a transformers checkpoint")
@@ -40,11 +48,13 @@ def locate(name: str, *, presets: tuple[str, ...]) -> str:
 
 
 def kind_of(folder: str) -> str:
-    """`text`, `vision`, `speech`, `clip` or `clap`, from the checkpoint's config.
+    """`word2vec`, or from the checkpoint's config `text`, `vision`, `speech`, `clip` or `clap`.
 
     Raises:
         UsageError: a model type that transformers does not know.
     """
+    if _is_word2vec(Path(folder)):
+        return "word2vec"
     from transformers.models.auto import modeling_auto as auto
 
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
@@ -60,6 +70,10 @@ def kind_of(folder: str) -> str:
     if model_type in auto.MODEL_MAPPING_NAMES:
         return "text"
     raise UsageError(f"model type {model_type!r} of {folder} is not supported: no text, image, audio or joint encoder")
+
+
+def _is_word2vec(path: Path) -> bool:
+    return path.is_file() or (path / WORD2VEC_FILE).is_file()
 
 
 def load_model(folder: str, *, loader: Any = None, whole: bool = False) -> tuple[Any, set[str]]:
@@ -98,6 +112,19 @@ def load_model(folder: str, *, loader: Any = None, whole: bool = False) -> tuple
             if name in missing:
                 parameter.zero_()
     return model, missing
+
+
+def save_checkpoint(model: Any, folder: Path) -> None:
+    """Save a transformers model beside copies of what its checkpoint holds: tokenizer, preprocessor, pooling."""
+    source = Path(model.name_or_path)
+    for file in {file for pattern in _FILES for file in source.glob(pattern)}:
+        if file.parent == source and ".safetensors" in file.name:  # its weights, which are saved anew
+            continue
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    with _quiet():
+        model.save_pretrained(folder)
 
 
 def load_tokenizer(folder: str) -> Any:

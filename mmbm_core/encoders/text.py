@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
@@ -78,6 +79,12 @@ class TextEncoder(Encoder):
         self.kernels = kernels
         self.model.to(kernels_dtype(kernels))  # the dense layers after the pooling stay float32
 
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        layers: list[Any] = list(self.dense) if self.dense is not None else []  # type: ignore[call-overload]
+        for module, layer in zip(_dense_folders(folder), layers, strict=True):
+            save_file(layer[0].state_dict(prefix="linear."), module / "model.safetensors")
+
     def prepare(
         self, modality: Modality, values: Sequence[str], *, limits: Limits = DEFAULT_LIMITS
     ) -> list[Item | MediaError]:
@@ -132,6 +139,7 @@ def build_text(path: str, *, pooling: str | None = None, prompt: str | None = No
     model_type = (_read_json(folder / "config.json") or {}).get("model_type", "")
     t5_like = "t5" in model_type  # their checkpoints may hold the encoder alone
     model, _ = load_model(path, loader=AutoModelForTextEncoding if t5_like else AutoModel)
+    whole = model
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     model.config.use_cache = False  # decoders would keep keys and values that nobody reads
@@ -145,7 +153,9 @@ def build_text(path: str, *, pooling: str | None = None, prompt: str | None = No
     name = prompt if prompt is not None else prompts.get("default_prompt_name")
     if name:
         config["prompt"] = (prompts.get("prompts") or {}).get(name, name)
-    return TextEncoder(model, tokenizer=tokenizer, config=TextConfig(**config), dense=dense)
+    encoder = TextEncoder(model, tokenizer=tokenizer, config=TextConfig(**config), dense=dense)
+    encoder.whole = (whole,)
+    return encoder
 
 
 def _count_prompt(tokenizer: Any, prompt: str) -> int:
@@ -208,9 +218,12 @@ def _read_pooling(settings: dict[str, Any]) -> dict[str, Any]:
     return {"pooling": short[0], "pool_prompt": settings.get("include_prompt", True)}
 
 
-def _read_dense(folder: Path) -> nn.Module:
-    from safetensors.torch import load_file
+def _dense_folders(folder: Path) -> list[Path]:
+    modules = _read_json(folder / "modules.json") or []
+    return [folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
 
+
+def _read_dense(folder: Path) -> nn.Module:
     settings = _read_json(folder / "config.json") or {}
     activation = settings.get("activation_function", "Tanh").rsplit(".", 1)[-1]
     on_tokens = settings.get("module_input_name", "sentence_embedding") != "sentence_embedding"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from mmbm_core.augment.image import ImageAugment
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.cnn import CnnEncoder
 from mmbm_core.errors import UsageError
@@ -112,8 +113,36 @@ def test_torchvision_equals_torchvision(name: str, tmp_path: Path, photos: list[
     check_encoder(encoder, "image", photos, torch.stack(seen).numpy())
 
 
+def test_another_size_is_kept_when_saved(tmp_path: Path, photos: list[bytes], encode: Any) -> None:
+    encoder = build_encoder("efficientnet-lite0", size_px=96)
+    [item] = encoder.prepare("image", photos[:1])
+    assert item.data.shape == (3, 96, 96)  # type: ignore[union-attr]
+    assert encoder.space_fingerprint() != build_encoder("efficientnet-lite0").space_fingerprint()
+    encoder.save(tmp_path)
+    again = build_encoder(str(tmp_path))
+    assert again.space_fingerprint() == encoder.space_fingerprint()
+    assert (encode(again, "image", photos[:2]) == encode(encoder, "image", photos[:2])).all()
+
+
+def test_augmentation_only_while_training() -> None:
+    encoder = build_encoder("efficientnet-lite0", size_px=32)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain = encoder("image", images).vector
+    encoder.augment = ImageAugment(cutout_px=20)  # type: ignore[assignment]
+    assert torch.equal(encoder("image", images).vector, plain)
+    encoder.train()
+    found = []
+    for augment in (encoder.augment, None):
+        encoder.augment = augment
+        torch.manual_seed(1)
+        found.append(encoder("image", images).vector)
+    assert not torch.allclose(*found, atol=1e-3)
+
+
 def test_refusals() -> None:
+    with pytest.raises(UsageError, match="size_px is 8; allowed: whole numbers from 32 to 1024"):
+        build_encoder("efficientnet-lite0", size_px=8)
     with pytest.raises(UsageError, match=r"torchvision:resnet18@FILE\.safetensors"):
         build_encoder("torchvision:resnet18")
-    with pytest.raises(UsageError, match="allowed here: none"):
+    with pytest.raises(UsageError, match="allowed here: size_px"):
         build_encoder("efficientnet-lite0", pooling="cls")

@@ -1,0 +1,136 @@
+"""The only saved form of a trained model: a folder of JSON, safetensors and tokenizer files.
+
+bundle.json      format, spec, widths, metrics, space, sha256 of every other file; written last
+model.safetensors  adapters, fusion, task heads
+tasks/NAME/      files of tasks that need some: vocabularies
+encoders/M/      each modality's encoder, as `build_encoder` reads it: a transformers encoder is a plain checkpoint
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from mmbm_core.encoders import build_encoder
+from mmbm_core.encoders.base import ENCODER_FILE, Encoder
+from mmbm_core.errors import UsageError
+from mmbm_core.model import Model
+from mmbm_core.sample import Modality
+from mmbm_core.spec import EncoderConfig, ModelSpec
+
+BUNDLE_FILE = "bundle.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = 1
+_ENCODERS = "encoders"
+_TASKS = "tasks"
+
+
+def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
+    """Write a bundle into an empty folder.
+
+    Args:
+        model: holds all its encoders.
+        facts: more for bundle.json: metrics, training, versions.
+    """
+    encoders = {}
+    for modality, encoder in model.encoders.items():
+        target = folder / _ENCODERS / modality
+        target.mkdir(parents=True)
+        encoder.save(target)  # type: ignore[operator]
+        config = model.spec.encoders[modality]  # type: ignore[index]
+        options = {} if (target / ENCODER_FILE).is_file() else config.options  # that file holds them
+        encoders[modality] = EncoderConfig(model=f"{_ENCODERS}/{modality}", tokens=config.tokens, options=options)
+    for name, task in model.tasks.items():
+        for file, content in task.assets().items():  # type: ignore[operator]
+            path = folder / _TASKS / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    spec = model.spec.model_copy(update={"encoders": encoders})
+    weights = {n: t.detach().cpu().contiguous().clone() for n, t in own_state(model).items()}
+    safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    content = {
+        "format": FORMAT,
+        "space": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],
+        "spec": spec.model_dump(mode="json"),
+        "widths": {m: e.width for m, e in model.encoders.items()},
+        **facts,
+        "files": digests,
+    }
+    (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def own_state(model: Model) -> dict[str, Tensor]:
+    """What a model holds beside its encoders."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoders.")}
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json, every file it names checked against its sha256.
+
+    Raises:
+        UsageError: no bundle, a version that this program does not know, a file that is missing, changed or cut off.
+    """
+    file = folder / BUNDLE_FILE
+    if not file.is_file():
+        raise UsageError(f"{folder} is no bundle: it has no {BUNDLE_FILE}")
+    try:
+        content = json.loads(file.read_bytes())
+        version, digests = content["format"], dict(content["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged ({type(error).__name__}): copy the bundle again") from error
+    if version != FORMAT:
+        raise UsageError(
+            f"bundle {folder} has format {version}, this program reads {FORMAT}: use the one that wrote it"
+        )
+    for name, digest in digests.items():
+        path = folder / name
+        if folder.resolve() not in path.resolve().parents:
+            raise UsageError(f"{file} names {name}, which lies outside the bundle")
+        if not path.is_file() or _sha256(path) != digest:
+            raise UsageError(
+                f"bundle file {path} is {'damaged' if path.is_file() else 'missing'}: copy the bundle again"
+            )
+    return content  # type: ignore[no-any-return]
+
+
+def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """The model of a bundle, ready for inference, and bundle.json.
+
+    Raises:
+        UsageError: as `read_bundle`, or the spec and the weights do not fit.
+    """
+    content = read_bundle(folder)
+    try:
+        spec = ModelSpec.model_validate(content["spec"])
+        encoders: dict[Modality, Encoder] = {
+            m: build_encoder(str(folder / _ENCODERS / m), **config.options) for m, config in spec.encoders.items()
+        }
+        assets = {n: _assets(folder / _TASKS / n) for n in spec.tasks if (folder / _TASKS / n).is_dir()}
+        model = Model(spec, widths=content["widths"], encoders=encoders, assets=assets)
+        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        wrong = model.load_state_dict(state, strict=False)
+    except (ValidationError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UsageError(f"bundle {folder} does not fit this program: {' '.join(str(error).split())[:300]}") from error
+    lacking = [name for name in wrong.missing_keys if not name.startswith("encoders.")]
+    if lacking or wrong.unexpected_keys:
+        raise UsageError(f"bundle {folder}: weights do not fit the spec: {', '.join(lacking + wrong.unexpected_keys)}")
+    return model.eval().requires_grad_(False), content
+
+
+def _assets(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["BUNDLE_FILE", "load_model", "own_state", "read_bundle", "save_model"]

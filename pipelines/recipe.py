@@ -1,0 +1,176 @@
+"""Recipes: whole trainings as YAML, checked before any data is touched.
+
+A recipe names columns, not files; INPUTs come from the command line. `recipes/` holds those that ship.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmbm_core.errors import UsageError
+from mmbm_core.spec import ModelSpec
+from workers.training.settings import TrainingSettings
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+class TurnsSettings(BaseModel):
+    """How dialogues are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    column: str = "turns"
+    context: Annotated[int, Field(ge=1)] = 3
+    """Turns before a response that it is an answer to, at most."""
+
+
+class DataSettings(BaseModel):
+    """Which rows there are, and how they are dealt out where no file name begins with train, val, dev or test."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id_column: str | None = None
+    explode: str | None = None
+    """The list column that becomes a row for each element, `ID#0`, `ID#1`, ..."""
+    format: str | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    group: str | None = None
+    """A regular expression searched in ids: its first group (a speaker) is never on both sides of the split."""
+    val_groups: tuple[str, ...] = ()
+    """The groups to validate on; none: dealt out by hash."""
+    turns: TurnsSettings | None = None
+    """Dialogues: their rows are read as `turn.context` and `turn.response`."""
+    pair: str | None = None
+    """A column of two INPUTs: a row of the first meets one of the second that has the same value."""
+    allow_schemes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataSettings":
+        if self.turns and self.explode:
+            raise ValueError("turns and explode can't both cut rows up; give one")
+        return self
+
+
+class MixedSet(DataSettings):
+    """One of several sets that a model learns from in turns; its INPUTs are given as NAME=PATH."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Those that its rows are for."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """How often a batch is drawn from it, relative to the others; None: as often as it has rows."""
+
+
+class Recipe(BaseModel):
+    """A model, its data, its training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    data: DataSettings = DataSettings()
+    sets: dict[str, MixedSet] = {}
+    """Instead of `data`: several sets, mixed."""
+    training: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        known = ", ".join(self.model.tasks)
+        if self.sets and self.data != DataSettings():
+            raise ValueError("give data for one set or sets for several, not both")
+        unknown = sorted({task for each in self.sets.values() for task in each.tasks} - set(self.model.tasks))
+        if unknown:
+            raise ValueError(f"sets name the tasks {', '.join(unknown)}; the model has {known}")
+        unread = set(self.model.tasks) - {task for each in self.sets.values() for task in each.tasks}
+        if self.sets and unread:
+            raise ValueError(f"no set has rows for {', '.join(sorted(unread))}; name tasks in sets.NAME.tasks")
+        metric = self.training.metric
+        if metric is not None and metric.partition("/")[0] not in self.model.tasks:
+            raise ValueError(f"training.metric is {metric!r}; write TASK/METRIC, TASK one of {known}")
+        return self
+
+    @property
+    def parts(self) -> dict[str, MixedSet]:
+        """The sets by name; the only one is called `data`."""
+        alone = {"data": MixedSet(**self.data.model_dump(), tasks=tuple(self.model.tasks))}
+        return self.sets or alone
+
+
+def load_recipe(name: str, *, settings: Iterable[str] = ()) -> Recipe:
+    """A recipe file, or one that ships by its name.
+
+    Args:
+        settings: `part.key=value` pairs that replace what the file says, such as `training.epochs=3`.
+
+    Raises:
+        UsageError: no such recipe, or all that is wrong with it.
+    """
+    content = _read(name)
+    for pair in settings:
+        path, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: write part.key=value, such as training.epochs=3")
+        _put(content, path.split("."), yaml.safe_load(value), pair)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(_problem(e, content) for e in error.errors())
+        raise UsageError(f"recipe {name}:\n{problems}") from error
+
+
+def known_recipes() -> list[str]:
+    """Names of the recipes that ship."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if not path.suffix and name in known_recipes():
+        path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(known_recipes())}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {name} holds no mapping; it needs `model:`")
+    return content
+
+
+def _put(content: dict[str, Any], path: list[str], value: Any, pair: str) -> None:
+    for key in path[:-1]:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"--set {pair}: {key} is a value and has no parts")
+    content[path[-1]] = value
+
+
+def _problem(error: Mapping[str, Any], content: Any) -> str:
+    """One line: where, what was given, what is wrong."""
+    where = [str(part) for part in error["loc"]]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"unknown key{_like(where[-1], _known_keys(where[:-1]))}"
+    given = "" if error["type"] in ("missing", "extra_forbidden", "value_error") else f" = {error['input']!r}"
+    return f"  {'.'.join(where)}{given}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """Keys of the settings that `path` leads to, where it leads to one of the fixed parts."""
+    parts: dict[tuple[str, ...], type[BaseModel]] = {
+        (): Recipe,
+        ("model",): ModelSpec,
+        ("data",): DataSettings,
+        ("data", "turns"): TurnsSettings,
+        ("training",): TrainingSettings,
+    }
+    found = parts.get(tuple(path))
+    return list(found.model_fields) if found else []
+
+
+def _like(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,1 @@
+"""Training: rows in a repeatable order, the loop, its checkpoints."""
