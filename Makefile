@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint bench-embed clean
+.PHONY: quickstart test test-all lint bench-embed bench-train clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-train: $(STAMP)  ## mmbm train beside a plain PyTorch loop
+	$(BIN)/python tests/benchmarks/train.py
 
 bench-embed: $(STAMP)  ## one table: this, the limit of the machine, and its peers
 	$(BIN)/python -m pip install -q -e ".[bench]"

@@ -1,11 +1,12 @@
-"""A bundle: one encoder for each modality.
+"""A bundle: one encoder for each modality, and the fusion of a trained model.
 
 `load_bundle("minilm,efficientnet-lite0,mfcc").embed([{"text": "a red disc"}])` is the whole library use; the batch
-workers call the same code. Shapes: `N` values, `D` width.
+workers call the same code. Shapes: `N` values, `K` tokens of a value that a fusion takes (1 without), `D` width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from mmbm_core.encoders import build_encoder, modalities_of
 from mmbm_core.encoders.base import Encoder, Item, without_jpeg
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
-from mmbm_core.names import DEFAULT_MODEL, EXACT
+from mmbm_core.names import DEFAULT_MODEL, EXACT, model_names, split_part
 from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, missing_error, modalities_array, vector_array
 from mmbm_core.sample import EMBEDDING, MODALITIES, MODALITIES_COLUMN, Modality, embedding_column
+from mmbm_core.saved import find_part
+from mmbm_core.trained import AdaptedEncoder, Trained, join_parts, load_trained
 
 _WINDOW: dict[Modality, int] = {"text": 4096, "image": 128, "audio": 16}
 """Values prepared at once: enough to sort by length, few enough to keep decoded media small."""
@@ -31,7 +34,11 @@ class Bundle:
     Args:
         encoders: each with the name it was asked for by.
         kernels: what each name runs on: `exact`, or what `Encoder.accelerate` returned.
-        spaces: space fingerprint of each name.
+        spaces: space fingerprint of each name; of a trained bundle, its own.
+        trained: what is loaded of a trained bundle, where `encoders` holds some of it.
+
+    Raises:
+        UsageError: two models encode one modality, or each has a shared space of its own.
     """
 
     def __init__(
@@ -43,7 +50,12 @@ class Bundle:
         limits: Limits = DEFAULT_LIMITS,
         budget: dict[Modality, int] | None = None,
         prepare_threads: int = 1,
+        trained: Trained | None = None,
     ) -> None:
+        self.model = trained.model if trained else None
+        """The trained model whose encoders these are."""
+        self.fuse = trained.fuse if trained else None
+        """Its fusion: makes `embedding` of the shared modalities' vectors in place of their mean."""
         self.kernels = kernels
         self.spaces = spaces
         self.limits = limits
@@ -56,6 +68,10 @@ class Bundle:
                     raise UsageError(f"two models encode {modality}: {', '.join(encoders)}; give one for each modality")
                 self.encoders[modality] = batch_encoder
                 self.names[modality] = name
+        spaces_shared = {split_part(self.names[m])[0] for m in self.shared}
+        if len(spaces_shared) > 1:
+            both = " and ".join(sorted(spaces_shared))
+            raise UsageError(f"{both} have each a shared space of their own, and a row has one `embedding`: name one")
         self._threads = ThreadPoolExecutor(prepare_threads) if prepare_threads > 1 else None
         self._ahead = ThreadPoolExecutor(1) if any(e.device.type != "cpu" for e in encoders.values()) else None
 
@@ -67,7 +83,13 @@ class Bundle:
     @property
     def widths(self) -> dict[Modality, int]:
         """D of each modality that can be encoded."""
-        return {m: e.encoder.width for m, e in self.encoders.items()}
+        return {m: e.encoder.width // self.tokens.get(m, 1) for m, e in self.encoders.items()}
+
+    @property
+    def tokens(self) -> dict[Modality, int]:
+        """K of each modality that a fusion takes: a value's vector then is (K x D,)."""
+        adapted = {m: e.encoder for m, e in self.encoders.items() if self.fuse is not None}
+        return {m: e.num_tokens for m, e in adapted.items() if isinstance(e, AdaptedEncoder)}
 
     @property
     def shared(self) -> frozenset[Modality]:
@@ -79,8 +101,8 @@ class Bundle:
         return [self.encode_values(modality, values) for modality, values in requests]
 
     def encode_values(self, modality: Modality, values: Sequence[Any]) -> Vectors:
-        """Encode N strings or encoded files to (N, D)."""
-        result = Vectors(np.zeros((len(values), self.widths[modality]), dtype=np.float32), {}, set())
+        """Encode N strings or encoded files to (N, K x D)."""
+        result = Vectors(np.zeros((len(values), self.encoders[modality].encoder.width), dtype=np.float32), {}, set())
         for start, prepared in self._windows(modality, values):
             window = self.encode_prepared(modality, prepared)
             result.values[start : start + len(prepared)] = window.values
@@ -90,7 +112,7 @@ class Bundle:
 
     def encode_prepared(self, modality: Modality, prepared: Sequence[Item | MediaError]) -> Vectors:
         """Encode what the encoder's `prepare` made of N values."""
-        result = Vectors(np.zeros((len(prepared), self.widths[modality]), dtype=np.float32), {}, set())
+        result = Vectors(np.zeros((len(prepared), self.encoders[modality].encoder.width), dtype=np.float32), {}, set())
         good = {i: item for i, item in enumerate(prepared) if isinstance(item, Item)}
         result.errors.update({i: str(e) for i, e in enumerate(prepared) if isinstance(e, MediaError)})
         result.cut.update(i for i, item in good.items() if item.cut)
@@ -100,6 +122,13 @@ class Bundle:
         result.errors.update({int(i): "the model gave a vector that is not finite" for i in broken})
         result.values[broken] = 0
         return result
+
+    def alone(self, modality: Modality, vectors: Vectors) -> Vectors:
+        """What rows that hold one of N values each, and nothing else, get of vectors (N, K x D): (N, D)."""
+        if self.fuse is None or modality not in self.tokens:
+            return vectors
+        present = np.ones(len(vectors.values), dtype=bool)
+        return vectors._replace(values=self.fuse({modality: vectors.values}, {modality: present}))
 
     def embed(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pa.Table:
         """Embed rows with any of the columns `text`, `image`, `audio` (strings, encoded bytes, lists of them, null).
@@ -119,7 +148,8 @@ class Bundle:
             raise UsageError(f"no column to embed among {sorted(names)}; this bundle takes {sorted(self.encoders)}")
         encodings = [Encoding(column=m, modality=m, output=embedding_column(m)) for m in modalities]
         columns = [(e, cells_of([row.get(e.column) for row in listed], e.modality)) for e in encodings]
-        embedded = embed_cells(columns, encode=self.encode, widths=self.widths, shared=self.shared)
+        widths = {m: e.encoder.width for m, e in self.encoders.items()}
+        embedded = embed_cells(columns, encode=self.encode, widths=widths, shared=self.shared, fuse=self.fuse)
         vectors = {o: vector_array(v, embedded.present[o]) for o, v in embedded.vectors.items()}
         errors = ["; ".join(f"{m}: {e}" for m, e in row.items()) for row in embedded.errors]
         missing = missing_error(modalities)
@@ -167,8 +197,11 @@ def load_bundle(
     limits: Limits = DEFAULT_LIMITS,
     budget: dict[Modality, int] | None = None,
     prepare_threads: int = 1,
+    folders: Mapping[str, Path] | None = None,
 ) -> Bundle:
-    """Load the encoders named in `model`, joined by commas.
+    """Load what is named in `model`, joined by commas: encoders, or the folder of a trained bundle.
+
+    `BUNDLE#text` is the part of a trained bundle that takes texts.
 
     Args:
         precision: `exact` (float32, equal to the reference library) or `fast` (the first of
@@ -176,33 +209,50 @@ def load_bundle(
         kernels: the resolved kernels of a planned run, by name; takes the place of `precision`.
         options: encoder options by modality, such as {"text": {"pooling": "cls"}}.
         budget: cost per batch by modality; see `Encoder.budget`.
+        folders: where trained bundles lie that are not named by their folder.
 
     Raises:
-        UsageError: an unknown model or option, or this machine lacks the kernels asked for.
+        UsageError: an unknown model or option, a damaged bundle, or this machine lacks the kernels asked for.
     """
     if precision not in (EXACT, "fast"):
         raise UsageError(f"precision {precision!r} is unknown; allowed: exact, fast")
-    encoders: dict[str, Encoder] = {}
-    used: dict[str, str] = {}
-    spaces: dict[str, str] = {}
-    for name in [part.strip() for part in model.split(",") if part.strip()]:
-        encoder = encoders[name] = _build(name, options or {})
-        spaces[name] = encoder.space_fingerprint()
-        encoder.to(torch.device(device))
-        can = (*encoder.fast_kernels(), EXACT)
-        used[name] = kernels[name] if kernels else (EXACT if precision == EXACT else can[0])
-        if used[name] not in (*can, *map(without_jpeg, can)):
-            raise UsageError(f"this machine can't run {name} with {used[name]}; it has {', '.join(can)}; use exact")
-        if used[name] != EXACT:
-            encoder.accelerate(used[name])
-    if not encoders:
+    parts = {name: find_part(name, folders=folders) for name in model_names(model)}
+    if not parts:
         raise UsageError("no model was named")
-    return Bundle(encoders, kernels=used, spaces=spaces, limits=limits, budget=budget, prepare_threads=prepare_threads)
+    joined = join_parts([part for part in parts.values() if part])
+    trained = load_trained(joined, options=options) if joined else None
+    encoders: dict[str, Encoder] = {}
+    spaces: dict[str, str] = {}
+    for name, part in parts.items():
+        if part and trained:
+            encoders |= {each: trained.encoders[each] for each in part.parts}
+            spaces[part.name] = trained.space
+        else:
+            encoders[name] = _build(name, options or {})
+            spaces[name] = encoders[name].space_fingerprint()
+    if trained:
+        trained.model.to(torch.device(device))
+    used = {n: _set_kernels(n, e.to(torch.device(device)), kernels or {}, precision) for n, e in encoders.items()}
+    return Bundle(
+        encoders, kernels=used, spaces=spaces, limits=limits, budget=budget, prepare_threads=prepare_threads,
+        trained=trained,
+    )  # fmt: skip
 
 
 def _build(name: str, options: dict[str, dict[str, Any]]) -> Encoder:
     """Options are by modality: a joint encoder takes those of each of its modalities."""
     return build_encoder(name, **{k: v for m in modalities_of(name) for k, v in options.get(m, {}).items()})
+
+
+def _set_kernels(name: str, encoder: Encoder, kernels: dict[str, str], precision: str) -> str:
+    """Let an encoder run on what was resolved for it, or else on what `precision` asks for."""
+    can = (*encoder.fast_kernels(), EXACT)
+    used = kernels[name] if kernels else (EXACT if precision == EXACT else can[0])
+    if used not in (*can, *map(without_jpeg, can)):
+        raise UsageError(f"this machine can't run {name} with {used}; it has {', '.join(can)}; use exact")
+    if used != EXACT:
+        encoder.accelerate(used)
+    return used
 
 
 __all__ = ["DEFAULT_MODEL", "EMBEDDING", "EXACT", "Bundle", "load_bundle"]

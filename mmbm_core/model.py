@@ -133,14 +133,14 @@ class Model(nn.Module):
             tokens, mask = tokens_of(self.encoders[modality](modality, data), self.spec.encoders[modality])
         else:
             tokens, mask = data, torch.ones(data.shape[:2], dtype=torch.bool, device=data.device)
-        return self.adapters[modality](tokens), mask
+        return self.adapters[modality](tokens.float()), mask
 
     def fuse(
         self, tokens: Mapping[Modality, Tensor], masks: Mapping[Modality, Tensor], presence: Tensor
     ) -> Representation:
         """Fuse adapted tokens (B, T, D) by presence (B, M)."""
         present = {m: presence[:, self.modalities.index(m)] for m in tokens}
-        vectors = {m: _mean(tokens[m], masks[m]) for m in tokens}
+        vectors = {m: mean_tokens(tokens[m], masks[m]) for m in tokens}
         absent = {m: presence.new_zeros(len(presence), self.width, dtype=torch.float32) for m in self.modalities}
         if self.fusion is not None:
             fused = self.fusion(tokens, masks, presence)
@@ -200,7 +200,7 @@ def _scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy(0, rows, values)
 
 
-def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+def mean_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
     """(B, T, D) -> (B, D) in float32: the mean over real tokens."""
     weights = mask[..., None].float()
     return (tokens.float() * weights).sum(1) / weights.sum(1).clamp(min=1)

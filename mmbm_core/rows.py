@@ -46,6 +46,9 @@ EncodeValues = Callable[[list[tuple[Modality, list[Any]]]], list[Vectors]]
 Keys = list[tuple[bytes, ...] | None]
 """Per row the content hashes of its values; None where they are not to be encoded."""
 
+FuseValues = Callable[[dict[Modality, np.ndarray], dict[Modality, np.ndarray]], np.ndarray]
+"""A trained fusion: values (N, K x D) and presence (N,) bool, both by modality -> one vector a row (N, D) float32."""
+
 Seen = dict[bytes, tuple[np.ndarray | str, bool]]
 """Content hash -> (vector (D,) or error, was it cut), for values met before in the unit."""
 
@@ -73,6 +76,7 @@ def embed_cells(
     encode: EncodeValues,
     widths: dict[Modality, int],
     shared: frozenset[Modality] = frozenset(),
+    fuse: FuseValues | None = None,
     seen: dict[Modality, Seen] | None = None,
     keys: Sequence[Keys] | None = None,
 ) -> Embedded:
@@ -80,7 +84,10 @@ def embed_cells(
 
     Args:
         columns: each encoding with its R cells.
+        widths: of a value's vector, by modality.
         shared: modalities whose encoder puts them in one space; with any, `embedding` is their normalised mean.
+        fuse: makes `embedding` of the shared modalities in place of the mean. A modality of several values or columns
+            then goes into it as the plain mean of their vectors.
         seen: values encoded before, by modality; grows.
         keys: `hash_cells` of each column, where they are known; a row without keys is not encoded.
     """
@@ -97,12 +104,16 @@ def embed_cells(
     present: dict[Modality, np.ndarray] = {}
     for modality, encodings in keyed.items():
         for encoding, cells, column_keys in encodings:
-            known, normalize = seen.get(modality, {}), modality in shared
-            _fill(encoding, cells, column_keys, widths[modality], known, result, normalize=normalize)
+            known, mean = seen.get(modality, {}), _mean if fuse and modality in shared else unit_mean
+            _fill(encoding, cells, column_keys, widths[modality], known, result, mean)
         masks = [result.present[e.output] for e, _, _ in encodings]
         present[modality] = np.logical_or.reduce(masks) if masks else np.zeros(num_rows, dtype=bool)
     result.modalities = [[m for m in MODALITIES if present[m][row]] for row in range(num_rows)]
-    _fuse([e.output for e, _ in columns if e.modality in shared], result)
+    outputs = {e.output: e.modality for e, _ in columns if e.modality in shared}
+    if outputs and fuse:
+        _fuse_values(outputs, result, fuse)
+    elif outputs:
+        _fuse_units(list(outputs), result)
     return result
 
 
@@ -200,10 +211,13 @@ def _encode_new(keyed: _Keyed, encode: EncodeValues, seen: dict[Modality, Seen],
             seen[modality][key] = (vectors.errors.get(i, vectors.values[i]), i in vectors.cut)
 
 
+_Mean = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
 def _fill(
-    encoding: Encoding, cells: Sequence[Cell], keys: Keys, width: int, known: Seen, result: Embedded, *, normalize: bool
+    encoding: Encoding, cells: Sequence[Cell], keys: Keys, width: int, known: Seen, result: Embedded, mean: _Mean
 ) -> None:
-    """One vector a row: that of its value, or the normalised mean of its values' unit vectors."""
+    """One vector a row: that of its value, or the mean of its values' vectors."""
     values = np.zeros((len(cells), width), dtype=np.float32)
     present = np.zeros(len(cells), dtype=bool)
     for row, (cell, row_keys) in enumerate(zip(cells, keys, strict=True)):
@@ -213,10 +227,9 @@ def _fill(
             result.errors[row].setdefault(encoding.modality, wrong[0])
         elif found:
             result.cut[row] += sum(cut for _, cut in found)
-            values[row] = found[0][0] if len(found) == 1 else unit_mean([v for v, _ in found])  # type: ignore[misc]
+            values[row] = found[0][0] if len(found) == 1 else mean([v for v, _ in found])  # type: ignore[misc]
             present[row] = True
-    result.vectors[encoding.output] = _unit(values) if normalize else values
-    result.present[encoding.output] = present
+    result.vectors[encoding.output], result.present[encoding.output] = values, present
 
 
 def unit_mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
@@ -224,14 +237,18 @@ def unit_mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
     return _unit(np.mean([_unit(v) for v in vectors], axis=0))
 
 
+def _mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean(vectors, axis=0)  # type: ignore[no-any-return]
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def _fuse(outputs: list[str], result: Embedded) -> None:
+def _fuse_units(outputs: list[str], result: Embedded) -> None:
     """`embedding` from the shared modalities; their own columns stay only where a row has several."""
-    if not outputs:
-        return
+    for output in outputs:
+        result.vectors[output] = _unit(result.vectors[output])
     count = np.sum([result.present[o] for o in outputs], axis=0)
     total = np.sum([result.vectors[o] * result.present[o][:, None] for o in outputs], axis=0)
     result.vectors[EMBEDDING], result.present[EMBEDDING] = _unit(total).astype(np.float32), count > 0
@@ -240,3 +257,36 @@ def _fuse(outputs: list[str], result: Embedded) -> None:
             del result.vectors[output], result.present[output]
         else:
             result.present[output] = result.present[output] & (count > 1)
+
+
+def _fuse_values(outputs: dict[str, Modality], result: Embedded, fuse: FuseValues) -> None:
+    """The same with a fusion: `embedding` from all that a row has, and where it has several, one from each alone."""
+    columns = {o: (m, result.vectors.pop(o), result.present.pop(o)) for o, m in outputs.items()}
+    count = np.sum([present for _, _, present in columns.values()], axis=0)
+    alone = {o: (columns[o][2] & (count > 1), [o]) for o in outputs} if len(outputs) > 1 else {}
+    for name, (rows, parts) in {**alone, EMBEDDING: (count > 0, list(outputs))}.items():
+        at = np.flatnonzero(rows)
+        fused = fuse(*_by_modality([columns[o] for o in parts], at))
+        good = np.isfinite(fused).all(axis=1)
+        for row in at[~good]:
+            wrong = dict.fromkeys(result.modalities[row], "the fusion gave a vector that is not finite")
+            result.errors[row], result.modalities[row] = {**wrong, **result.errors[row]}, []
+        result.vectors[name] = np.zeros((len(rows), fused.shape[1]), dtype=np.float32)
+        result.vectors[name][at[good]] = fused[good]
+        result.present[name] = np.isin(np.arange(len(rows)), at[good])
+
+
+_ByModality = dict[Modality, np.ndarray]
+
+
+def _by_modality(
+    columns: Sequence[tuple[Modality, np.ndarray, np.ndarray]], rows: np.ndarray
+) -> tuple[_ByModality, _ByModality]:
+    """Values (N, W) and presence (N,) of N rows by modality; of several columns, the mean of those that a row has."""
+    values, present = {}, {}
+    for modality in dict.fromkeys(m for m, _, _ in columns):
+        held = [(v[rows], p[rows]) for m, v, p in columns if m == modality]
+        count = np.sum([p for _, p in held], axis=0)
+        total = np.sum([v * p[:, None] for v, p in held], axis=0)
+        values[modality], present[modality] = total / np.maximum(count, 1).astype(np.float32)[:, None], count > 0
+    return values, present

@@ -1,6 +1,6 @@
 """The only saved form of a trained model: a folder of JSON, safetensors and tokenizer files.
 
-bundle.json      format, spec, widths, metrics, space, sha256 of every other file; written last
+bundle.json      format, spec, widths, metrics, space, sha256 of every other file and of itself; written last
 model.safetensors  adapters, fusion, task heads
 tasks/NAME/      files of tasks that need some: vocabularies
 encoders/M/      each modality's encoder, as `build_encoder` reads it: a transformers encoder is a plain checkpoint
@@ -8,26 +8,28 @@ encoders/M/      each modality's encoder, as `build_encoder` reads it: a transfo
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mmbm_core.encoders import build_encoder
+from mmbm_core.encoders import PRESETS, build_encoder
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder
 from mmbm_core.errors import UsageError
 from mmbm_core.model import Model
-from mmbm_core.sample import Modality
+from mmbm_core.names import BUNDLE_FILE, split_part
+from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.spec import EncoderConfig, ModelSpec
 
-BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
 _ENCODERS = "encoders"
 _TASKS = "tasks"
+_OWN_DIGEST = "sha256"
+"""Of all else that bundle.json says."""
 
 
 def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
@@ -63,6 +65,7 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
         **facts,
         "files": digests,
     }
+    content[_OWN_DIGEST] = _own_digest(content)
     (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
 
 
@@ -71,25 +74,38 @@ def own_state(model: Model) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoders.")}
 
 
-def read_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json, every file it names checked against its sha256.
+def read_content(folder: Path) -> dict[str, Any]:
+    """bundle.json, with no look at the files it names.
 
     Raises:
-        UsageError: no bundle, a version that this program does not know, a file that is missing, changed or cut off.
+        UsageError: no bundle, a version that this program does not know, a bundle.json that is damaged.
     """
     file = folder / BUNDLE_FILE
     if not file.is_file():
         raise UsageError(f"{folder} is no bundle: it has no {BUNDLE_FILE}")
     try:
         content = json.loads(file.read_bytes())
-        version, digests = content["format"], dict(content["files"])
+        version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}): copy the bundle again") from error
     if version != FORMAT:
         raise UsageError(
             f"bundle {folder} has format {version}, this program reads {FORMAT}: use the one that wrote it"
         )
-    for name, digest in digests.items():
+    digest = _own_digest(content)
+    if content.get(_OWN_DIGEST, digest) != digest or not {"files", "space", "spec", "widths"} <= set(content):
+        raise UsageError(f"{file} is damaged (its content does not fit its sha256): copy the bundle again")
+    return content  # type: ignore[no-any-return]
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json, every file it names checked against its sha256.
+
+    Raises:
+        UsageError: as `read_content`, or a file is missing, changed or cut off.
+    """
+    file, content = folder / BUNDLE_FILE, read_content(folder)
+    for name, digest in content["files"].items():
         path = folder / name
         if folder.resolve() not in path.resolve().parents:
             raise UsageError(f"{file} names {name}, which lies outside the bundle")
@@ -97,11 +113,50 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             raise UsageError(
                 f"bundle file {path} is {'damaged' if path.is_file() else 'missing'}: copy the bundle again"
             )
-    return content  # type: ignore[no-any-return]
+    return content
 
 
-def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+class Part(NamedTuple):
+    """A trained bundle, or some of its encoders, as a model's name gives it."""
+
+    name: str
+    """Of the bundle."""
+    folder: Path
+    modalities: tuple[Modality, ...]
+
+    @property
+    def parts(self) -> dict[str, tuple[Modality, ...]]:
+        """Name of each encoder, with what it encodes."""
+        return {f"{self.name}#{m}": (m,) for m in self.modalities}
+
+
+def find_part(name: str, *, folders: Mapping[str, Path] | None = None) -> Part | None:
+    """The trained bundle of this name, `BUNDLE#text` for its encoder of texts alone; None where it is none.
+
+    Args:
+        folders: where bundles lie that are not named by their folder.
+
+    Raises:
+        UsageError: bundle.json can't be used, or the bundle has no such encoder.
+    """
+    base, modality = split_part(name)
+    if name in PRESETS:
+        return None
+    for candidate, only in {name: "", base: modality}.items():
+        folder = (folders or {}).get(candidate, Path(candidate).expanduser())
+        if (folder / BUNDLE_FILE).is_file():
+            known = read_content(folder)["spec"]["encoders"]
+            if only and only not in known:
+                raise UsageError(f"bundle {base} has no encoder of {only}; it has those of {', '.join(known)}")
+            return Part(candidate, folder, tuple(m for m in MODALITIES if m in known and only in ("", m)))
+    return None
+
+
+def load_model(folder: Path, *, only: Collection[Modality] | None = None) -> tuple[Model, dict[str, Any]]:
     """The model of a bundle, ready for inference, and bundle.json.
+
+    Args:
+        only: modalities whose encoders are loaded; None loads all.
 
     Raises:
         UsageError: as `read_bundle`, or the spec and the weights do not fit.
@@ -110,7 +165,9 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     try:
         spec = ModelSpec.model_validate(content["spec"])
         encoders: dict[Modality, Encoder] = {
-            m: build_encoder(str(folder / _ENCODERS / m), **config.options) for m, config in spec.encoders.items()
+            m: build_encoder(str(folder / _ENCODERS / m), **config.options)
+            for m, config in spec.encoders.items()
+            if only is None or m in only
         }
         assets = {n: _assets(folder / _TASKS / n) for n in spec.tasks if (folder / _TASKS / n).is_dir()}
         model = Model(spec, widths=content["widths"], encoders=encoders, assets=assets)
@@ -128,9 +185,15 @@ def _assets(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def _own_digest(content: Mapping[str, Any]) -> str:
+    """Of all that JSON keeps of `content`, but for the digest itself."""
+    rest = json.loads(json.dumps({k: v for k, v in content.items() if k != _OWN_DIGEST}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["BUNDLE_FILE", "load_model", "own_state", "read_bundle", "save_model"]
+__all__ = ["BUNDLE_FILE", "Part", "find_part", "load_model", "own_state", "read_bundle", "read_content", "save_model"]

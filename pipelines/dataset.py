@@ -246,18 +246,8 @@ def _judged(units: Sequence[tuple[Storage, Unit]]) -> list[Side | None]:
     named = [side_of(unit.source.relative) for _, unit in units]
     if "train" in named and set(named) != {"train"}:
         say("files named train... are left out: a model is not scored on what it has learnt from")
-        return ["train" if side == "train" else "val" for side in named]
+        return ["test" if side == "train" else "val" for side in named]  # on neither side: not even encoded
     return ["val"] * len(units)
-
-
-def check_rows(feed: Feed, *, name: str = "") -> None:
-    """Raises: UsageError: no rows to train on, or none to validate on."""
-    for each in (feed, feed.partner):
-        if each is not None and not (each.num_train and each.num_val):
-            raise UsageError(
-                f"{name + ': ' if name else ''}{each.num_train} rows to train on and {each.num_val} to validate on: "
-                "name files train... and val..., give --val, or set data.val_fraction"
-            )
 
 
 def training_texts(feed: Feed, columns: Sequence[str]) -> Iterator[str]:
@@ -269,4 +259,4 @@ def training_texts(feed: Feed, columns: Sequence[str]) -> Iterator[str]:
         yield from texts
 
 
-__all__ = ["Indexed", "Wanted", "check_rows", "deal_inputs", "index_set", "open_set", "training_texts"]
+__all__ = ["Indexed", "Wanted", "deal_inputs", "index_set", "open_set", "training_texts"]

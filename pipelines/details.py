@@ -52,6 +52,8 @@ def _chance(config: Any, found: dict[str, float]) -> dict[str, float]:
         if name.startswith("r@"):
             k, _, way = name.removeprefix("r@").partition("/")
             chance[name] = min(1.0, int(k) / max(found[f"gallery/{way}"], 1))
+    if "mean_r@10" in found:
+        chance["mean_r@10"] = float(np.mean([value for name, value in chance.items() if name.startswith("r@10/")]))
     return chance
 
 

@@ -14,12 +14,11 @@ from mmbm_core.model import Model
 from mmbm_core.saved import load_model, read_bundle
 from pipelines.dataset import Wanted, deal_inputs, index_set, open_set
 from pipelines.details import describe_tasks
-from pipelines.features import bundle_encoders, columns_of, default_cache, start_actor, store_features
-from pipelines.parallel import in_actors
+from pipelines.features import bundle_encoders, columns_of, default_cache, store_features
+from pipelines.parallel import Crew
 from pipelines.progress import Progress, say
 from pipelines.recipe import Recipe
 from workers.bundles import local_bundle, sibling_locations
-from workers.resources import plan_workers
 from workers.storage import open_location
 from workers.training.evaluation import EvaluateActor, EvaluatedSet, Subset, UnitScores
 from workers.training.scoring import Arrays, join
@@ -69,7 +68,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         say(f"look at {storage.uri(target)}/report.html")
     single = len(tasks) == 1
     flat = {(n if single else f"{t}/{n}"): v for t, each in scored.metrics.items() for n, v in each.items()}
-    result = {"metrics": flat, **rows, "bad_values": scored.bad_values}
+    result = {"metrics": flat, **rows, "bad_values": scored.bad_values, "values_cut": scored.values_cut}
     if siblings:
         result |= {"siblings": siblings, "seeds": evaluation["seeds"]}
     return (
@@ -118,6 +117,7 @@ class Scored:
     """Predictions and targets by task, with all modalities."""
     signatures: dict[str, dict[str, str]]
     bad_values: int
+    values_cut: int
 
 
 def score_bundle(location: str, sets: Sequence[EvaluatedSet], *, cache: str | None, generate: bool) -> Scored:
@@ -126,31 +126,36 @@ def score_bundle(location: str, sets: Sequence[EvaluatedSet], *, cache: str | No
         model, _ = load_model(folder)
     encoders = bundle_encoders(model, location)
     storage, features = open_location(cache or default_cache())
-    stored, bad_values = [], 0
+    stored, bad, cut = [], 0, 0
     for each in sets:
-        feed, count = store_features(each.feed, encoders, storage, features)
-        bad_values += count
+        if not any(name in model.tasks for name in each.tasks):  # a sibling need not have them all
+            continue
+        feed, wrong, long = store_features(each.feed, encoders, storage, features)
+        bad, cut = bad + wrong, cut + long
         stored.append(replace(each, feed=feed, columns=columns_of(each.feed, encoders)))
-    sets = stored
+    units = _score_units(location, stored, generate=generate)
+    found = _scored(model, units)
+    return replace(found, bad_values=found.bad_values + bad, values_cut=found.values_cut + cut)
+
+
+def _score_units(location: str, sets: Sequence[EvaluatedSet], *, generate: bool) -> list[tuple[int, UnitScores]]:
+    """Index of the set of each unit that has rows to score, and what the bundle makes of them."""
     pieces = [(i, piece) for i, each in enumerate(sets) for piece in each.feed.val_pieces()]
+    if not pieces:
+        return []
     rows = [len(sets[i].feed.units[piece.units[0]].val) for i, piece in pieces]
-    num_vectors = -(-_MAP_POINTS // len(pieces))
-    resources = plan_workers([node["Resources"] for node in ray.nodes() if node["Alive"]])
-    shared = (ray.put(list(sets)),)
-    actors = [start_actor(EvaluateActor, resources, location, shared)
-              for _ in range(min(resources.workers, len(pieces)))]  # fmt: skip
     progress, done = Progress(f"score {location.rstrip('/').rsplit('/', 1)[-1]}"), 0
     units: list[Any] = [None] * len(pieces)
-    calls = [(i, piece, generate, num_vectors) for i, piece in pieces]
-    for number, scores in in_actors(actors, "score", calls):
-        units[number] = (pieces[number][0], scores)
-        done += rows[number]
-        progress.update(rows=done, fraction=done / sum(rows))
+    calls = [(i, piece, generate, -(-_MAP_POINTS // len(pieces))) for i, piece in pieces]
+    shared = ray.put(list(sets))
+    with Crew(EvaluateActor, location, (shared,), most=len(pieces)) as crew:
+        for number, scores in crew.do("score", calls):
+            units[number] = (pieces[number][0], scores)
+            done += rows[number]
+            progress.update(rows=done, fraction=done / sum(rows))
     progress.update(rows=done, fraction=1.0, force=True)
     progress.close()
-    for actor in actors:
-        ray.kill(actor)
-    return replace(found := _scored(model, units), bad_values=found.bad_values + bad_values)
+    return units
 
 
 def _scored(model: Model, units: list[tuple[int, UnitScores]]) -> Scored:
@@ -173,7 +178,7 @@ def _scored(model: Model, units: list[tuple[int, UnitScores]]) -> Scored:
     return Scored(
         model=model, metrics=scores, units=units, signatures=signatures,
         found={task: by_subset[max(by_subset, key=len)] for task, by_subset in by_task.items()},
-        bad_values=sum(unit.bad_values for _, unit in units),
+        bad_values=sum(unit.bad_values for _, unit in units), values_cut=sum(unit.values_cut for _, unit in units),
     )  # fmt: skip
 
 

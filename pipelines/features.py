@@ -1,24 +1,21 @@
 """Run frozen encoders over a training set once, on actors of their own, and remember where their tokens lie."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import NamedTuple
 
 from mmbm_core.encoders import build_encoder
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.model import Model
 from mmbm_core.sample import Modality
 from mmbm_core.spec import ModelSpec
-from pipelines.parallel import in_actors
+from pipelines.parallel import Crew
 from pipelines.progress import Progress, say
-from workers.resources import WorkerResources, plan_workers
 from workers.storage import Storage
 from workers.training.batches import Columns
-from workers.training.features import FeatureActor, FeatureSpec, FrozenEncoder, feature_column, stored_errors
+from workers.training.features import FeatureActor, FeatureSpec, FrozenEncoder, Trouble, feature_column, stored_trouble
 from workers.training.feed import Feed
 
 
@@ -52,40 +49,54 @@ def bundle_encoders(model: Model, location: str) -> dict[Modality, FrozenEncoder
     }  # fmt: skip
 
 
-def store_features(
-    feed: Feed, frozen: Mapping[Modality, FrozenEncoder], storage: Storage, folder: str
-) -> tuple[Feed, int]:
-    """The feed with stored tokens in place of the columns of frozen encoders, and how many values can't be used."""
-    bad = 0
+class Stored(NamedTuple):
+    """A feed whose tokens are stored."""
+
+    feed: Feed
+    """With stored tokens in place of the columns of frozen encoders."""
+    bad_values: int
+    """Values that can't be used and count as missing."""
+    values_cut: int
+    """Values that are longer than their encoder takes."""
+
+
+def store_features(feed: Feed, frozen: Mapping[Modality, FrozenEncoder], storage: Storage, folder: str) -> Stored:
+    """Run frozen encoders over all rows of a feed whose tokens are not stored yet."""
+    bad = cut = 0
     partner = feed.partner
     if partner is not None:
-        partner, bad = store_features(partner, frozen, storage, folder)
+        partner, bad, cut = store_features(partner, frozen, storage, folder)
     stored = tuple(e for e in feed.spec.encodings if e.modality in frozen)
     if not stored:
-        return replace(feed, partner=partner), bad
+        return Stored(replace(feed, partner=partner), bad, cut)
     encoders = {e.modality: frozen[e.modality] for e in stored}
     spec = FeatureSpec(
         rows=replace(feed.spec, encodings=stored, kept=()), encoders=encoders, limits=DEFAULT_LIMITS, storage=storage,
         folder=folder,
     )  # fmt: skip
-    paths = [spec.path(unit.unit) for unit in feed.units]
-    todo = [i for i, path in enumerate(paths) if not storage.exists(path) and _rows(feed, i)]
-    names = ", ".join(encoder.model for encoder in encoders.values())
-    total = sum(_rows(feed, i) for i in range(len(paths)))
-    kept = total - sum(_rows(feed, i) for i in todo)
-    if kept:
-        say(f"{names}: the tokens of {kept:,} of {total:,} rows are stored already")
-    errors = [
-        e for i, path in enumerate(paths) if _rows(feed, i) and i not in todo for e in stored_errors(storage, path)
-    ]
-    errors += _run(spec, feed, todo)
-    if errors:
-        say(f"WARNING: {len(errors):,} values that can't be used count as missing; the first: {errors[0]}")
-    bad += len(errors)
-    units = [replace(unit, features=path if _rows(feed, i) else None)
-             for i, (unit, path) in enumerate(zip(feed.units, paths, strict=True))]  # fmt: skip
+    paths = [spec.path(unit.unit) if _rows(feed, i) else None for i, unit in enumerate(feed.units)]
+    trouble = _fill(spec, feed, paths)
+    if trouble.errors:
+        say(
+            f"WARNING: {len(trouble.errors):,} values that can't be used count as missing; the first: "
+            f"{trouble.errors[0]}"
+        )
+    units = [replace(unit, features=path) for unit, path in zip(feed.units, paths, strict=True)]
     left = tuple(e for e in feed.spec.encodings if e.modality not in frozen)
-    return replace(feed, spec=replace(feed.spec, encodings=left), units=units, partner=partner), bad
+    filled = replace(feed, spec=replace(feed.spec, encodings=left), units=units, partner=partner)
+    return Stored(filled, bad + len(trouble.errors), cut + trouble.cut)
+
+
+def _fill(spec: FeatureSpec, feed: Feed, paths: Sequence[str | None]) -> Trouble:
+    """Write the files of units that are not there yet."""
+    kept = {i: path for i, path in enumerate(paths) if path and spec.storage.exists(path)}
+    todo = [i for i, path in enumerate(paths) if path and i not in kept]
+    if kept:
+        names = ", ".join(encoder.model for encoder in spec.encoders.values())
+        count, total = sum(_rows(feed, i) for i in kept), sum(_rows(feed, i) for i in range(len(paths)))
+        say(f"{names}: the tokens of {count:,} of {total:,} rows are stored already")
+    found = [stored_trouble(spec.storage, path) for path in kept.values()] + _run(spec, feed, todo)
+    return Trouble([e for each in found for e in each.errors], sum(each.cut for each in found))
 
 
 def columns_of(feed: Feed, stored: Mapping[Modality, FrozenEncoder]) -> Columns:
@@ -102,30 +113,22 @@ def _rows(feed: Feed, unit: int) -> int:
     return len(feed.units[unit].train) + len(feed.units[unit].val)
 
 
-def _run(spec: FeatureSpec, feed: Feed, todo: list[int]) -> list[str]:
-    """Encode units; gives what is wrong with each value that can't be used."""
+def _run(spec: FeatureSpec, feed: Feed, todo: list[int]) -> list[Trouble]:
+    """Encode units."""
     if not todo:
         return []
-    resources = plan_workers([node["Resources"] for node in ray.nodes() if node["Alive"]])
-    actors = [start_actor(FeatureActor, resources, spec) for _ in range(min(resources.workers, len(todo)))]
     progress, rows = Progress(f"encode with {', '.join(e.model for e in spec.encoders.values())}"), 0
-    errors: list[list[str]] = [[] for _ in todo]
+    trouble = [Trouble([], 0) for _ in todo]
     whole = sum(_rows(feed, i) for i in todo)
-    for number, found in in_actors(actors, "encode", [(feed.units[i].storage, feed.units[i].unit) for i in todo]):
-        errors[number] = found
-        rows += _rows(feed, todo[number])
-        progress.update(rows=rows, fraction=rows / whole)
+    calls = [(feed.units[i].storage, feed.units[i].unit) for i in todo]
+    with Crew(FeatureActor, spec, most=len(todo)) as crew:
+        for number, found in crew.do("encode", calls):
+            trouble[number] = found
+            rows += _rows(feed, todo[number])
+            progress.update(rows=rows, fraction=rows / whole)
     progress.update(rows=rows, fraction=1.0, force=True)
     progress.close()
-    for actor in actors:
-        ray.kill(actor)
-    return [error for each in errors for error in each]
+    return trouble
 
 
-def start_actor(kind: Any, resources: WorkerResources, *args: Any) -> Any:
-    """One actor with a worker's share of the cluster."""
-    placed = kind.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    return placed.remote(*args, device=resources.device, threads=resources.threads)
-
-
-__all__ = ["bundle_encoders", "columns_of", "default_cache", "frozen_encoders", "start_actor", "store_features"]
+__all__ = ["bundle_encoders", "columns_of", "default_cache", "frozen_encoders", "store_features"]

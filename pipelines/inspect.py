@@ -1,4 +1,4 @@
-"""`mmbm inspect`: what a dataset or an embeddings folder holds."""
+"""`mmbm inspect`: what a dataset, an embeddings folder or a trained bundle holds."""
 
 import json
 import tempfile
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmbm_core.errors import UsageError
+from mmbm_core.names import BUNDLE_FILE
 from mmbm_core.rows import content_hash
 from mmbm_core.sample import ID, MODALITIES
 from pipelines.progress import say
@@ -27,13 +28,13 @@ _SHOWN = 20
 
 
 def inspect(path: str, *, ids: bool = False, format: str | None = None) -> dict[str, Any]:
-    """Describe a dataset, or an output of `embed` (one that has `_run.json`).
+    """Describe a dataset, an output of `embed` (it has `_run.json`), or a bundle of `train` (it has `bundle.json`).
 
     Args:
         ids: look for ids that occur in several parts.
 
     Raises:
-        UsageError: no such path, or `ids` on something that is no output.
+        UsageError: no such path, a damaged bundle, or `ids` on something that is no output.
     """
     storage, folder = open_location(path)
     output = Output(storage=storage, folder=folder)
@@ -42,6 +43,10 @@ def inspect(path: str, *, ids: bool = False, format: str | None = None) -> dict[
         return _inspect_output(output, run, ids=ids)
     if ids:
         raise UsageError(f"--ids needs an OUTPUT of `mmbm embed`; {path} has no _run.json")
+    if storage.exists(f"{folder}/{BUNDLE_FILE}"):
+        from pipelines.bundle_facts import bundle_facts  # which loads torch
+
+        return _show(bundle_facts(path))
     return _inspect_dataset(path, format)
 
 
@@ -82,14 +87,13 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
     }
     if ids:
         result["duplicate_ids"], result["ids_twice"] = _duplicate_ids(output, parts)
-    _show(result)
-    return result
+    return _show(result)
 
 
 def _norms(column: pa.Array) -> np.ndarray:
     valid = column.drop_null()
-    values = valid.flatten().to_numpy(zero_copy_only=False).reshape(len(valid), -1).astype(np.float32)
-    return np.linalg.norm(values, axis=1) if len(valid) else np.zeros(0)
+    values = valid.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return np.linalg.norm(values.astype(np.float32), axis=1)
 
 
 def _errors(output: Output) -> Iterator[list[str]]:
@@ -154,7 +158,7 @@ def _brief(value: Any) -> Any:
     return value if not isinstance(value, str) or len(value) < 200 else value[:200] + "..."
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any]) -> dict[str, Any]:
     for name, value in facts.items():
         if isinstance(value, dict):
             say(f"{name}:")
@@ -162,3 +166,4 @@ def _show(facts: dict[str, Any]) -> None:
                 say(f"  {key}: {inner}")
         else:
             say(f"{name}: {value}")
+    return facts

@@ -1,12 +1,14 @@
 """Many small jobs on the cluster, a bounded number under way, with a watchdog."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
 
 from mmbm_core.errors import RunError
+from workers.resources import plan_workers
 from workers.trouble import unwrap, waiting_for
 
 STALL_S = 900.0
@@ -27,31 +29,59 @@ def in_tasks(
         pending += [function.remote(*args) for args in itertools.islice(left, 1)]
 
 
-def in_actors(
-    actors: Sequence[Any], method: str, calls: Iterable[tuple[Any, ...]], *, stall_s: float = STALL_S
-) -> Iterator[tuple[int, Any]]:
-    """Number and result of each call, as they end; every actor has two calls at a time.
+class Crew:
+    """Actors of one kind, each with a worker's share of the cluster; they end with the `with` block.
 
-    Raises:
-        UsageError, RunError: as `in_tasks`.
+    Args:
+        kind: an actor class whose constructor takes `args`, `device` and `threads`.
+        most: actors at most.
     """
-    left = enumerate(calls)
-    running: dict[Any, tuple[int, Any]] = {}
 
-    def start(actor: Any) -> None:
-        for number, args in itertools.islice(left, 1):
-            running[getattr(actor, method).remote(*args)] = number, actor
+    def __init__(self, kind: Any, *args: Any, most: int) -> None:
+        resources = plan_workers([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        placed = kind.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+        self._actors = [
+            placed.remote(*args, device=resources.device, threads=resources.threads)
+            for _ in range(min(resources.workers, most))
+        ]
 
-    for actor in [*actors, *actors]:
-        start(actor)
-    while running:
-        done, _ = ray.wait(list(running), timeout=stall_s)
-        if not done:
-            raise _stalled(stall_s)
-        number, actor = running.pop(done[0])
-        result = _get(done[0], stall_s)
-        start(actor)
-        yield number, result
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def do(
+        self, method: str, calls: Iterable[tuple[Any, ...]], *, stall_s: float = STALL_S
+    ) -> Iterator[tuple[int, Any]]:
+        """Number and result of each call, as they end; every actor that there is room for has two at a time.
+
+        Raises:
+            UsageError, RunError: as `in_tasks`.
+        """
+        left = deque(enumerate(calls))
+        running: dict[Any, tuple[int, Any]] = {}
+        starting = {actor.__ray_ready__.remote(): actor for actor in self._actors}
+
+        def start(actor: Any) -> None:
+            if left:
+                number, args = left.popleft()
+                running[getattr(actor, method).remote(*args)] = number, actor
+
+        while running or left:
+            done, _ = ray.wait([*running, *starting], timeout=stall_s)
+            if not done:
+                raise _stalled(stall_s)
+            result = _get(done[0], stall_s)
+            if done[0] in starting:
+                actor = starting.pop(done[0])
+                start(actor)
+                start(actor)
+            else:
+                number, actor = running.pop(done[0])
+                start(actor)
+                yield number, result
 
 
 def _get(reference: Any, stall_s: float) -> Any:

@@ -3,8 +3,7 @@
 A recipe names columns, not files; INPUTs come from the command line. `recipes/` holds those that ship.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mmbm_core.errors import UsageError
 from mmbm_core.spec import ModelSpec
+from pipelines.problems import tell_problems
 from workers.training.settings import TrainingSettings
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -89,7 +89,21 @@ class Recipe(BaseModel):
         metric = self.training.metric
         if metric is not None and metric.partition("/")[0] not in self.model.tasks:
             raise ValueError(f"training.metric is {metric!r}; write TASK/METRIC, TASK one of {known}")
+        self._check_modality_balance()
         return self
+
+    def _check_modality_balance(self) -> None:
+        first = self.training.weak_first
+        if first and first.modality not in self.model.encoders:
+            have = ", ".join(self.model.encoders)
+            raise ValueError(f"training.weak_first names {first.modality}, which no encoder takes; encoders: {have}")
+        trained = [m for m, encoder in self.model.encoders.items() if encoder.training != "frozen"]
+        scored = any(getattr(task, "unimodal_logits", False) for task in self.model.tasks.values())
+        if self.training.ogm_ge is not None and (len(trained) != 2 or not scored):
+            raise ValueError(
+                "training.ogm_ge slows down one of two trained encoders by their own logits: it needs two encoders "
+                "with training: full or lora, and a task with unimodal_logits: true"
+            )
 
     @property
     def parts(self) -> dict[str, MixedSet]:
@@ -116,8 +130,8 @@ def load_recipe(name: str, *, settings: Iterable[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "\n".join(_problem(e, content) for e in error.errors())
-        raise UsageError(f"recipe {name}:\n{problems}") from error
+        problems = "".join(f"\n  {line}" for line in tell_problems(error, Recipe))
+        raise UsageError(f"recipe {name}:{problems}") from error
 
 
 def known_recipes() -> list[str]:
@@ -146,31 +160,3 @@ def _put(content: dict[str, Any], path: list[str], value: Any, pair: str) -> Non
         if not isinstance(content, dict):
             raise UsageError(f"--set {pair}: {key} is a value and has no parts")
     content[path[-1]] = value
-
-
-def _problem(error: Mapping[str, Any], content: Any) -> str:
-    """One line: where, what was given, what is wrong."""
-    where = [str(part) for part in error["loc"]]
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"unknown key{_like(where[-1], _known_keys(where[:-1]))}"
-    given = "" if error["type"] in ("missing", "extra_forbidden", "value_error") else f" = {error['input']!r}"
-    return f"  {'.'.join(where)}{given}: {message[0].lower()}{message[1:]}"
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    """Keys of the settings that `path` leads to, where it leads to one of the fixed parts."""
-    parts: dict[tuple[str, ...], type[BaseModel]] = {
-        (): Recipe,
-        ("model",): ModelSpec,
-        ("data",): DataSettings,
-        ("data", "turns"): TurnsSettings,
-        ("training",): TrainingSettings,
-    }
-    found = parts.get(tuple(path))
-    return list(found.model_fields) if found else []
-
-
-def _like(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}" if known else ""

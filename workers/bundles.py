@@ -2,11 +2,12 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mmbm_core.errors import UsageError
-from mmbm_core.saved import BUNDLE_FILE
+from mmbm_core.names import BUNDLE_FILE, model_names, split_part
+from mmbm_core.sample import Modality
 from workers.storage import open_location
 
 SIBLINGS = "siblings"
@@ -14,8 +15,11 @@ SIBLINGS = "siblings"
 
 
 @contextmanager
-def local_bundle(location: str) -> Iterator[Path]:
+def local_bundle(location: str, *, whole: bool = True) -> Iterator[Path]:
     """The bundle as a folder of this machine; fetched, without its siblings, where it lies behind a URL.
+
+    Args:
+        whole: False fetches bundle.json alone.
 
     Raises:
         UsageError: no bundle there.
@@ -29,11 +33,37 @@ def local_bundle(location: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mmbm-bundle-") as temporary:
         for entry in storage.list(folder):
             relative = entry.path.removeprefix(folder).lstrip("/")
-            if not relative.startswith(f"{SIBLINGS}/"):
+            if relative == BUNDLE_FILE or (whole and not relative.startswith(f"{SIBLINGS}/")):
                 path = Path(temporary, relative)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(storage.read_bytes(entry.path))
         yield Path(temporary)
+
+
+@contextmanager
+def local_models(model: str, *, whole: bool = True) -> Iterator[dict[str, Path]]:
+    """Where the bundles lie that `model` names by a URL, as `load_bundle` takes it.
+
+    Raises:
+        UsageError: no bundle there.
+    """
+    with ExitStack() as stack:
+        urls = {split_part(name)[0] for name in model_names(model) if "://" in name}
+        yield {url: stack.enter_context(local_bundle(url, whole=whole)) for url in urls}
+
+
+def model_parts(name: str) -> dict[str, tuple[Modality, ...]]:
+    """What there is to load of a model, with what it encodes: each encoder of a trained bundle; else the model itself.
+
+    Raises:
+        UsageError: no model has this name, or it is a bundle that is damaged.
+    """
+    from mmbm_core.encoders import modalities_of
+    from mmbm_core.saved import find_part
+
+    with local_models(name, whole=False) as folders:
+        part = find_part(name, folders=folders)
+    return part.parts if part else {name: modalities_of(name)}
 
 
 def sibling_locations(location: str) -> dict[str, str]:

@@ -183,8 +183,9 @@ class RowGuard:
     def _pieces(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[list[Cell]]]:
         """Cells by encoding, of some rows after the other."""
         encodings = self._spec.encodings
-        if rows and not self.fetches:
-            yield [cells_of([get_column(row, e.column) for row in rows], e.modality) for e in encodings]
+        if not self.fetches:
+            if rows:
+                yield [cells_of([get_column(row, e.column) for row in rows], e.modality) for e in encodings]
             return
         piece: list[list[Cell]] = [[] for _ in encodings]
         held_bytes = 0

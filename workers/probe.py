@@ -12,7 +12,7 @@ import numpy as np
 
 from mmbm_core.errors import RunError
 from mmbm_core.media import Limits
-from mmbm_core.names import EXACT
+from mmbm_core.names import EXACT, model_names
 from mmbm_core.sample import MODALITIES, Modality
 from workers.spec import ModelSpec
 
@@ -108,6 +108,7 @@ class Probe:
             model=ModelSpec(
                 model=self.needed, kernels=used, spaces=exact.spaces, widths=exact.widths,
                 shared=tuple(m for m in MODALITIES if m in exact.shared), options=self.options,
+                fusion=exact.fuse.name if exact.fuse else "", tokens=exact.tokens,
             ),
             names=exact.names, cosine=cosine, left=left, untried=untried,
         )  # fmt: skip
@@ -131,11 +132,15 @@ class Probe:
 
 
 def needed_models(model: str, modalities: Iterable[Modality]) -> str:
-    """The names of `model` that encode one of `modalities`; all of them where none does."""
-    from mmbm_core.encoders import modalities_of
+    """The names of `model`, or of parts of it, that encode one of `modalities`; all of them where none does."""
+    from workers.bundles import model_parts
 
-    names = [name.strip() for name in model.split(",") if name.strip()]
-    needed = [name for name in names if set(modalities_of(name)) & set(modalities)]
+    names, wanted = model_names(model), set(modalities)
+    needed: list[str] = []
+    for name in names:
+        parts = model_parts(name)
+        found = [part for part, encoded in parts.items() if wanted & set(encoded)]
+        needed += [name] if len(found) == len(parts) else found
     return ",".join(needed or names)
 
 
@@ -147,11 +152,12 @@ def settle_kernels(
     Args:
         samples: values of each modality that the model encodes; not all empty.
     """
-    reference = {m: exact.encode_values(m, values) for m, values in samples.items()}
+    reference = {m: exact.alone(m, exact.encode_values(m, values)) for m, values in samples.items()}
     left: dict[str, float] = {}
     for kernels in _ladder(exact, name, samples.get("image", [])):
         fast = load({name: kernels})
-        smallest = min(_smallest_cosine(reference[m], fast.encode_values(m, values)) for m, values in samples.items())
+        tried = {m: exact.alone(m, fast.encode_values(m, values)) for m, values in samples.items()}
+        smallest = min(_smallest_cosine(reference[m], tried[m]) for m in samples)
         if smallest >= MIN_COSINE:
             return kernels, smallest, left
         left[kernels] = smallest
@@ -205,7 +211,7 @@ def _measure(bundle: "Bundle", samples: dict[Modality, list[Any]], result: Probe
         started = time.perf_counter()
         prepared = encoder.prepare(modality, values, limits=bundle.limits)
         middle = time.perf_counter()
-        vectors = bundle.encode_values(modality, values)
+        vectors = bundle.alone(modality, bundle.encode_values(modality, values))
         total = time.perf_counter() - middle
         result.prepare_s[modality] = (middle - started) / len(values)
         result.model_s[modality] = max(total - (middle - started), 1e-6) / len(values)

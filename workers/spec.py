@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -29,11 +29,20 @@ class ModelSpec:
     widths: dict[Modality, int]
     shared: tuple[Modality, ...]
     options: dict[str, dict[str, Any]]
+    fusion: str = ""
+    """Name of the trained bundle whose fusion makes `embedding` of the shared modalities; "" takes their mean."""
+    tokens: dict[Modality, int] = field(default_factory=dict)
+    """K of each modality that the fusion takes."""
+
+    @property
+    def value_widths(self) -> dict[Modality, int]:
+        """Of a value's vector, as it goes into the fusion where there is one."""
+        return {m: width * self.tokens.get(m, 1) for m, width in self.widths.items()}
 
     @property
     def space(self) -> str:
-        """Fingerprint of all encoders: vectors are comparable only within one."""
-        return fingerprint(self.spaces)
+        """Fingerprint of all encoders: vectors are comparable only within one. That of a single model is its own."""
+        return next(iter(self.spaces.values())) if len(self.spaces) == 1 else fingerprint(self.spaces)
 
     @property
     def build(self) -> str:

@@ -15,7 +15,7 @@ from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
 from workers.crashes import CrashLog, WorkerLost
 from workers.guard import Quarantine, RowGuard, Rows, row_errors, uri_base
 from workers.output import Entry
-from workers.placement import open_backend
+from workers.placement import Backend, open_backend
 from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
 from workers.reuse import Reusable, hash_table, row_hashes
@@ -24,8 +24,9 @@ from workers.spec import RunSpec
 from workers.storage import MISSING, Storage, is_trouble
 from workers.trouble import tell
 
-_MAX_SEEN = 50_000
-"""Values of a unit that are remembered to encode equal ones once; lists of millions must not fill the memory."""
+_MAX_SEEN, _MAX_SEEN_BYTES = 50_000, 256 << 20
+"""Values of a unit, and their vectors, that are remembered to encode equal ones once; lists of millions, and values of
+many tokens, must not fill the memory."""
 
 
 FAILED = "failed"
@@ -43,7 +44,7 @@ class UnitWorker:
 
     def __init__(self, run: RunSpec | ActorHandle) -> None:
         self.spec = join_run(run)
-        self.encode = open_backend(self.spec)
+        self.encode, self.fuse = open_backend(self.spec)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         try:
@@ -57,7 +58,7 @@ class UnitWorker:
         started = time.monotonic()
         while True:
             with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
-                work = _UnitRun(self.spec, self.encode, storage, unit, facts)
+                work = _UnitRun(self.spec, Backend(self.encode, self.fuse), storage, unit, facts)
                 seen_s = started
                 for chunk in work.chunks(crashes):
                     work.add(chunk, crashes)
@@ -70,8 +71,10 @@ class UnitWorker:
 class _UnitRun:
     """State of one unit while it is worked on."""
 
-    def __init__(self, spec: RunSpec, encode: Any, storage: Storage, unit: Unit, facts: dict[str, Any]) -> None:
-        self.spec, self.encode, self.storage, self.unit, self.facts = spec, encode, storage, unit, facts
+    def __init__(
+        self, spec: RunSpec, backend: Backend, storage: Storage, unit: Unit, facts: dict[str, Any]
+    ) -> None:  # fmt: skip
+        self.spec, self.backend, self.storage, self.unit, self.facts = spec, backend, storage, unit, facts
         uri = storage.uri(unit.source.path)
         self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=uri_base(storage, unit.source))
         self.schema = spec.output_schema()
@@ -124,7 +127,9 @@ class _UnitRun:
             keys = [hash_cells(cells) for _, cells in rows.cells]
             hashes = row_hashes(keys)
             self._keep(rows, self._embed(rows, keys, hashes), hashes)
-            if sum(map(len, self.seen.values())) > _MAX_SEEN:
+            widths = self.spec.model.value_widths
+            size_bytes = sum(4 * widths[m] * len(known) for m, known in self.seen.items() if known)
+            if size_bytes > _MAX_SEEN_BYTES or sum(map(len, self.seen.values())) > _MAX_SEEN:
                 self.seen.clear()
 
     def _embed(self, rows: Rows, keys: Sequence[Keys], hashes: Sequence[bytes | None]) -> Embedded:
@@ -133,9 +138,10 @@ class _UnitRun:
             keys = [[None if row in found else key for row, key in enumerate(column)] for column in keys]
         embedded = embed_cells(
             rows.cells,
-            encode=self.encode,
-            widths=self.spec.model.widths,
+            encode=self.backend.encode,
+            widths=self.spec.model.value_widths,
             shared=frozenset(self.spec.model.shared),
+            fuse=self.backend.fuse,
             seen=self.seen,
             keys=keys,
         )

@@ -60,7 +60,7 @@ def _init() -> None:
             start(include_dashboard=False)
         except ValueError:  # an existing cluster takes no options
             start()
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except Exception as error:  # of any kind, the bare one among them: a busy machine on which a node starts too late
         # Ray keeps its token from a cluster that is named, even where that cluster asks for it.
         named = "RAY_ADDRESS" in os.environ and "RAY_AUTH_MODE" not in os.environ
         hint = "; where it was started with token authentication, set RAY_AUTH_MODE=token" if named else ""

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or URL")
     add("--output", required=True, metavar="DIR", help="folder or URL for the vectors; an earlier run there is resumed")
     add("--model", default=EmbedRequest.model_fields["model"].default, metavar="M",
-        help="presets, checkpoint folders or Hugging Face ids, joined by commas (default: %(default)s)")  # fmt: skip
+        help="presets, checkpoint folders or Hugging Face ids, joined by commas, or a trained bundle, by folder or URL "
+             "(default: %(default)s)")  # fmt: skip
     for modality in MODALITIES:
         add(f"--{modality}-column", action="append", default=[], metavar="C", help=f"column of {modality} to embed")
     add("--id-column", metavar="C", help="column of row names (default: id, else path and position)")

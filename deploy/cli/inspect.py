@@ -8,7 +8,7 @@ from pipelines.inspect import inspect
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mmbm inspect`."""
-    parser.add_argument("path", metavar="PATH", help="a dataset, or the OUTPUT of `mmbm embed`")
+    parser.add_argument("path", metavar="PATH", help="a dataset, the OUTPUT of `mmbm embed`, or a trained bundle")
     parser.add_argument("--ids", action="store_true", help="of an OUTPUT: find ids that occur more than once")
     parser.add_argument("--format", metavar="F", help="force the input format")
 

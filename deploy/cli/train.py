@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from deploy.cli.cluster import connect
+from mmbm_core.errors import UsageError
 from pipelines.recipe import known_recipes, load_recipe
 from pipelines.train import TrainRequest, train
 
@@ -18,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="DIR", help="folder or URL for the bundle; it appears when it is whole")
     add("--cache", metavar="DIR",
         help="folder or URL where the output of frozen encoders is kept for later trainings")  # fmt: skip
+    add("--seeds", type=int, default=1, metavar="N", help="models that differ in their seed, to tell luck from gain")
+    add("--baselines", action="store_true", help="train each modality alone, and their concatenation, to compare with")
     add("--overwrite", action="store_true", help="replace the bundle that OUTPUT holds")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="replace a value of the recipe, such as training.epochs=3")  # fmt: skip
@@ -26,8 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train."""
     recipe = load_recipe(args.recipe, settings=args.settings)
+    if args.seeds < 1:
+        raise UsageError(f"--seeds {args.seeds}: give 1 or more")
     request = TrainRequest(
-        recipe=recipe, inputs=args.inputs, val=args.val, output=args.output, overwrite=args.overwrite, cache=args.cache
-    )
+        recipe=recipe, inputs=args.inputs, val=args.val, output=args.output, overwrite=args.overwrite,
+        seeds=args.seeds, baselines=args.baselines, cache=args.cache,
+    )  # fmt: skip
     connect()
     return train(request)

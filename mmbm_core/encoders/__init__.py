@@ -8,13 +8,16 @@ recognised), a mirrored test.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmbm_core.encoders import checkpoint
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder, check_options
 from mmbm_core.encoders.presets import PRESET_MODALITIES, PRESETS
 from mmbm_core.errors import UsageError
 from mmbm_core.sample import Modality
+
+if TYPE_CHECKING:
+    from mmbm_core.saved import Part
 
 
 def _text(path: str, **options: Any) -> Encoder:
@@ -113,7 +116,7 @@ _MODALITIES: dict[str, tuple[Modality, ...]] = {
 
 
 def modalities_of(name: str) -> tuple[Modality, ...]:
-    """What the encoder called `name` encodes, seen without loading its weights.
+    """What the encoder, or the trained bundle, called `name` encodes, seen without loading its weights.
 
     Raises:
         UsageError: no preset, folder or reachable Hugging Face id has this name.
@@ -122,6 +125,8 @@ def modalities_of(name: str) -> tuple[Modality, ...]:
         return PRESET_MODALITIES[name]
     if name.startswith("torchvision:"):
         return ("image",)
+    if part := _find_part(name):
+        return part.modalities
     if saved := _read_saved(name):
         return (SAVED[saved["kind"]][0],)
     return _MODALITIES[checkpoint.kind_of(checkpoint.locate(name, presets=tuple(PRESETS)))]
@@ -138,15 +143,21 @@ def build_encoder(name: str, **options: Any) -> Encoder:
     elif name.startswith("torchvision:"):
         from mmbm_core.encoders.cnn import build_torchvision
 
-        check_options(options)
+        check_options(options, "size_px")
         arch, _, weights_path = name.removeprefix("torchvision:").partition("@")
-        encoder = build_torchvision(arch, weights_path=weights_path or None)
+        encoder = build_torchvision(arch, weights_path=weights_path or None, **options)
     elif saved := _read_saved(name):
         encoder = SAVED[saved.pop("kind")][1](Path(name), **{**saved, **options})
     else:
         folder = checkpoint.locate(name, presets=tuple(PRESETS))
         encoder = ENCODERS[checkpoint.kind_of(folder)](folder, **options)
     return encoder.eval().requires_grad_(False)
+
+
+def _find_part(name: str) -> "Part | None":
+    from mmbm_core.saved import find_part  # which builds encoders
+
+    return find_part(name)
 
 
 def _read_saved(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbm_core.errors import UsageError
+from mmbm_core.names import BUNDLE_FILE
 
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/model.safetensors")
 """What is fetched of a Hugging Face repository: no pickles, no code."""
@@ -31,8 +32,13 @@ def locate(name: str, *, presets: tuple[str, ...]) -> str:
     if _is_word2vec(folder):
         return str(folder)
     if folder.is_dir():
+        if (folder / BUNDLE_FILE).is_file():
+            raise UsageError(f"{name} is a trained bundle, not an encoder: give one of its encoders, {name}/encoders/M")
         if not (folder / "config.json").is_file():
-            raise UsageError(f"model folder {name} has no config.json: give the folder of a transformers checkpoint")
+            raise UsageError(
+                f"model folder {name} has no config.json: give the folder of a transformers checkpoint, or of a "
+                f"trained bundle, which has a {BUNDLE_FILE}"
+            )
         return str(folder)
     if folder.is_absolute() or name.startswith("."):
         raise UsageError(f"no such model folder: {name}")

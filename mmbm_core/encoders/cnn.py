@@ -234,11 +234,7 @@ def _check_size(size_px: Any) -> int:
 
 
 def build_saved(folder: Path, *, architecture: str, size_px: int | None = None) -> CnnEncoder:
-    """What `CnnEncoder.save` wrote.
-
-    Args:
-        size_px: None takes the architecture's own.
-    """
+    """What `CnnEncoder.save` wrote; `size_px` None takes the architecture's own."""
     size: dict[str, Any] = {} if size_px is None else {"size_px": size_px}
     encoder = efficientnet_lite0(**size) if architecture == LITE0 else _torchvision(architecture, {}, **size)
     encoder.load_state_dict(load_file(folder / "model.safetensors"))

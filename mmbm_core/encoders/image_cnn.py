@@ -26,7 +26,7 @@ class ImageCnnConfig(BaseModel):
     kind: Literal["image_cnn"] = "image_cnn"
     size_px: Annotated[int, Field(ge=8)] = 32
     """Images are resized to this height and width."""
-    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 128, 256)
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 128)
     """Channels of each stage; each halves height and width. The last is D."""
     depths: tuple[Annotated[int, Field(ge=0)], ...] = (1, 1, 1)
     """Residual blocks of each stage."""

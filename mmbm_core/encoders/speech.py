@@ -98,6 +98,7 @@ class WaveEncoder(SpeechEncoder):
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             min_samples = (min_samples - 1) * stride + kernel
         super().__init__(model, extractor=extractor, max_s=MAX_WAVE_S, min_samples=min_samples)
+        config.apply_spec_augment = False  # in training it would draw from NumPy's state, and refuse short sounds
         maskable = config.model_type in _MASKABLE and config.feat_extract_norm == "layer"
         self.equal_lengths = not maskable or getattr(config, "add_adapter", False)
 

@@ -1,4 +1,4 @@
-"""A scene as one row: picture, speech, captions, dialogue, pairs, and every factor as a label."""
+"""A scene as one row: picture, speech, captions, dialogue, pairs, a statement, and every factor as a label."""
 
 from enum import IntEnum
 from typing import Any
@@ -11,9 +11,10 @@ from mmbm_core.synth import acoustics, speech
 from mmbm_core.synth.dialogue import converse
 from mmbm_core.synth.draw import encode_jpeg, render
 from mmbm_core.synth.grammar import NUM_PHRASINGS, caption, contradict, paraphrase
+from mmbm_core.synth.statement import state
 from mmbm_core.synth.world import Layout, Scene, choose, draw_scene, lay_out
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised whenever the same seed and index give another row than before."""
 CAPTIONS_PER_ROW = 3
 LANGUAGES = ("en", "de", "fr")
@@ -41,6 +42,9 @@ SCHEMA = pa.schema(
         ("similar", pa.string()),
         ("contradiction", pa.string()),
         ("contradicted", pa.string()),
+        # A sentence about the picture, and whether it holds, "true" or "false": each alone tells nothing of it.
+        ("statement", pa.string()),
+        ("truth", pa.string()),
         *((name, pa.string()) for name in ("shape", "colour", "size")),
         ("count", pa.int32()),
         ("place", pa.string()),
@@ -72,6 +76,7 @@ class _Stream(IntEnum):
     PAIRS = 5
     VOICE = 6
     SOUND = 7
+    STATEMENT = 8
 
 
 def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
@@ -99,6 +104,8 @@ def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
     row["image"] = encode_jpeg(render(scene, layout=layout, rng=streams[_Stream.PIXELS]))
     row |= _labels(scene, layout) | _words(scene, streams[_Stream.WORDS], streams[_Stream.PAIRS])
     row["turns"] = converse(scene, layout=layout, rng=streams[_Stream.DIALOGUE])
+    said = state(scene, rng=streams[_Stream.STATEMENT])
+    row |= {"statement": said.text, "truth": "true" if said.truth else "false"}
     if speech:
         row |= _speech(row["text"], streams[_Stream.VOICE], streams[_Stream.SOUND])
     return row

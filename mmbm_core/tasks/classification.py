@@ -33,7 +33,7 @@ class ClassificationConfig(BaseTaskConfig):
     label: str
     """The column of the class; names or numbers."""
     labels: tuple[str, ...] = ()
-    """Class names in the order of the logits; found in the training rows."""
+    """Class names in the order of the logits; () takes those of the training rows."""
     out_of_scope: str | None = None
     """The label of rows that belong to no class: they are refused, by their confidence."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -60,7 +60,14 @@ class ClassificationConfig(BaseTaskConfig):
         names = sorted(found - {self.out_of_scope}, key=_natural)
         if len(names) < 2:
             raise UsageError(f"column {self.label!r} has {len(names)} classes in the training rows; two are needed")
-        return self.model_copy(update={"labels": tuple(names)})
+        if self.labels and set(self.labels) != set(names):
+            lacking, more = sorted(set(self.labels) - set(names)), sorted(set(names) - set(self.labels))
+            parts = [f"no training row has {', '.join(lacking)}"] if lacking else []
+            parts += [f"training rows also have {', '.join(more)}"] if more else []
+            raise UsageError(
+                f"labels of column {self.label!r}: {'; '.join(parts)}; leave labels out to take what is there"
+            )
+        return self.model_copy(update={"labels": self.labels or tuple(names)})
 
 
 class ClassificationTask(Task):

@@ -100,3 +100,49 @@ def test_vector_arrays_have_a_fixed_width(half: bool) -> None:
     array = vector_array(np.array([[1, 2], [3, 4]], np.float32), np.array([True, False]), half=half)
     assert array.type == pa.list_(pa.float16() if half else pa.float32(), 2)
     assert array.to_pylist() == [[1, 2], None]
+
+
+def test_a_fusion_sees_what_a_row_has_together_and_each_alone() -> None:
+    asked: list[Any] = []
+
+    def fuse(values: dict[Any, np.ndarray], present: dict[Any, np.ndarray]) -> np.ndarray:
+        """(2,) -> (1,): the sum of the first numbers, 10 for each modality that is missing."""
+        asked.append({m: p.tolist() for m, p in present.items()})
+        first = [np.where(present[m], values[m][:, 0], 10) if m in values else 10 for m in ("text", "image")]
+        return np.sum(np.broadcast_arrays(*first, np.zeros(len(next(iter(present.values()))))), axis=0)[:, None]
+
+    title = Encoding(column="title", modality="text", output="title_embedding")
+    columns: list[Any] = [
+        (TEXT, [("aaa",), ("a",), None, None, ("a", "bbb")]),
+        (title, [None, None, None, None, ("cccc",)]),
+        (IMAGE, [(b"x",), None, (b"xx",), None, None]),
+    ]
+    shared: Any = frozenset({"text", "image"})
+    done = embed_cells(columns, encode=Counting(), widths=WIDTHS, shared=shared, fuse=fuse)
+    assert done.vectors["embedding"].tolist() == [
+        [4],
+        [11],
+        [12],
+        [0],
+        [13],
+    ]  # of the last, 10 + mean of (1 + 3) / 2 and 4
+    assert done.present["embedding"].tolist() == [True, True, True, False, True]
+    assert done.vectors["text_embedding"].tolist() == [[13], [0], [0], [0], [12]]
+    assert done.vectors["title_embedding"].tolist() == [[0], [0], [0], [0], [14]]
+    assert done.present["text_embedding"].tolist() == [True, False, False, False, True]
+    assert done.present["image_embedding"].tolist() == [True, False, False, False, False]
+    assert {"image": [True]} in asked and {
+        "text": [True, True, False, True],
+        "image": [True, False, True, False],
+    } in asked
+
+
+def test_a_fused_vector_that_is_not_finite_is_an_error_of_its_row() -> None:
+    def fuse(values: dict[Any, np.ndarray], present: dict[Any, np.ndarray]) -> np.ndarray:
+        return np.where(values["text"] > 2, np.inf, values["text"])
+
+    columns: list[Any] = [(TEXT, [("aaa",), ("a",)])]
+    done = embed_cells(columns, encode=Counting(), widths=WIDTHS, shared=frozenset({"text"}), fuse=fuse)  # type: ignore[arg-type]
+    assert done.present["embedding"].tolist() == [False, True] and done.modalities == [[], ["text"]]
+    assert done.errors == [{"text": "the fusion gave a vector that is not finite"}, {}]
+    assert np.isfinite(done.vectors["embedding"]).all()

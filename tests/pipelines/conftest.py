@@ -1,4 +1,4 @@
-"""Embed runs on tiny models. All is as in a real run, but units are done in this process, without actors to start."""
+"""Runs on tiny models. All is as in a real run, but work is done in this process, without actors to start."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,9 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import embed as embed_module
+from pipelines import evaluate as evaluate_module
+from pipelines import features as features_module
+from pipelines import train as train_module
 from pipelines.embed import EmbedRequest, EmbedSettings
+from pipelines.evaluate import EvaluateRequest
 from pipelines.plan import PlanSource
+from pipelines.recipe import Recipe
 from pipelines.stream import checked
+from pipelines.train import TrainRequest
+from tests.training import CrewHere, color_dataset, fit_here
 from workers.probe import Probe
 from workers.readers.discover import InputSet
 from workers.spec import RunSpec
@@ -92,3 +99,45 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and scoring in this process."""
+    monkeypatch.setattr(train_module, "fit", fit_here)
+    for module in (evaluate_module, features_module):
+        monkeypatch.setattr(module, "Crew", CrewHere)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def train(here: None, tmp_path: Path, cache: str) -> Callable[..., dict[str, Any]]:
+    """`train(recipe, INPUT..., field=value)` into `tmp_path / "out"`."""
+
+    def run(recipe: Recipe, *inputs: object, output: str = "out", **given: Any) -> dict[str, Any]:
+        given = {"val": None, "cache": cache} | given
+        output = str(tmp_path / output)
+        return train_module.train(TrainRequest(recipe=recipe, inputs=[str(i) for i in inputs], output=output, **given))
+
+    return run
+
+
+@pytest.fixture
+def evaluate(here: None, tmp_path: Path, cache: str) -> Callable[..., dict[str, Any]]:
+    """`evaluate(INPUT..., field=value)` of `tmp_path / "out"`."""
+
+    def run(*inputs: object, bundle: str = "out", **given: Any) -> dict[str, Any]:
+        given = {"bundle": str(tmp_path / bundle), "cache": cache} | given
+        return evaluate_module.evaluate(EvaluateRequest(inputs=[str(i) for i in inputs], **given))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 rows to train on and 24 to validate on, whose image, sound and text each tell their label."""
+    return color_dataset(tmp_path_factory.mktemp("colors"))

@@ -2,6 +2,8 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from mmbm_core.bundle import load_bundle
 from mmbm_core.encoders.text import TextEncoder
 from mmbm_core.media import Limits
+from tests.bundles import FUSIONS, make_model, save_bundle, subset_rows
 from workers.probe import MIN_COSINE, Probe, _ladder, needed_models, settle_kernels
 
 PROBE = Probe(
@@ -82,3 +85,27 @@ def test_what_the_sample_says_nothing_of_stays_exact(text_model: str) -> None:
     result = replace(PROBE, model=text_model).run()
     assert result.untried == [text_model]
     assert result.model.kernels == {text_model: "exact"} and not result.cosine
+
+
+@pytest.mark.parametrize("fusion", [None, FUSIONS["gated"]])
+def test_each_encoder_of_a_trained_bundle_is_settled_by_what_the_bundle_makes_of_it(
+    text_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: dict[str, Any] | None
+) -> None:
+    monkeypatch.setattr(TextEncoder, "fast_kernels", lambda self: ("bfloat16",))
+    model = save_bundle(tmp_path / "b", make_model(text_model, fusion=fusion, tokens={"text": 2, "audio": 3}))
+    rows = subset_rows()[:3]
+    samples = {m: [row[m] for row in rows if row[m]] * 3 for m in ("text", "image", "audio")}
+    result = replace(PROBE, model=model, samples=samples).run()
+    assert result.model.spaces == load_bundle(model).spaces and result.model.space in result.model.spaces.values()
+    assert result.names == {m: f"{model}#{m}" for m in samples}
+    assert set(result.model.kernels) == set(result.names.values())
+    assert result.model.kernels[f"{model}#text"] == "bfloat16" and result.model.kernels[f"{model}#audio"] == "exact"
+    assert result.cosine[f"{model}#text"] >= MIN_COSINE
+    assert result.model.widths == dict.fromkeys(samples, 20) and result.model.fusion == (model if fusion else "")
+    assert result.model.value_widths == ({"text": 40, "image": 20, "audio": 60} if fusion else result.model.widths)
+    exact, fast = load_bundle(model), load_bundle(model, kernels=result.model.kernels)
+    one, other = (np.array(b.embed(rows)["embedding"].to_pylist()) for b in (exact, fast))
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() >= 0.999 and not np.array_equal(one, other)
+    part = replace(PROBE, model=model, samples={"text": samples["text"]}).run()
+    assert part.model.model == f"{model}#text" and part.model.space == result.model.space

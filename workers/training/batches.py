@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,16 @@ from mmbm_core.tasks.base import Task
 from workers.training.rows import column_values
 
 _AHEAD = 3
+
+
+class Made(NamedTuple):
+    """A batch, and what became of its values."""
+
+    batch: Batch
+    bad_values: int
+    """Values that can't be used: their rows are without the modality."""
+    values_cut: int
+    """Values that are longer than an encoder takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +57,41 @@ class BatchMaker:
     limits: Limits
     device: torch.device
     bad_values: int = field(default=0, init=False)
-    """Values met so far that could not be used: their rows are without the modality."""
+    """Of the batches that were counted, as in `Made`."""
+    values_cut: int = field(default=0, init=False)
 
-    def __call__(self, tables: Iterable[pa.Table]) -> Iterator[Batch]:
-        """Batches in order; the next are made meanwhile."""
+    def __call__(self, tables: Iterable[pa.Table], *, counted: int | None = None) -> Iterator[Batch]:
+        """Batches in order; the next are made meanwhile.
+
+        Args:
+            counted: batches, from the first on, whose values are counted; None counts all.
+        """
         with ThreadPoolExecutor(1) as pool:
             pending: list[Any] = []
-            source = iter(tables)
+            source, number = iter(tables), 0
             try:
                 while True:
                     while len(pending) < _AHEAD and (table := next(source, None)) is not None:
                         pending.append(pool.submit(self.make, table))
                     if not pending:
                         return
-                    yield pending.pop(0).result()
+                    made: Made = pending.pop(0).result()
+                    if counted is None or number < counted:
+                        self.bad_values += made.bad_values
+                        self.values_cut += made.values_cut
+                    number += 1
+                    yield made.batch
             finally:
                 for job in pending:
                     job.cancel()
 
-    def make(self, table: pa.Table) -> Batch:
+    def make(self, table: pa.Table) -> Made:
         """One batch of all rows of a table."""
-        values = {
-            (e.modality, e.column): self._cells(table[e.output], e.modality)
-            for e in self.columns.cells
-            if e.modality in self.encoders
-        }
+        values, bad, cut = {}, 0, 0
+        for e in self.columns.cells:
+            if e.modality in self.encoders:
+                values[e.modality, e.column], wrong, long = self._cells(table[e.output], e.modality)
+                bad, cut = bad + wrong, cut + long
         for (modality, column), name in self.columns.vectors.items():
             values[modality, column] = self._vectors(table[name].combine_chunks(), modality)
         ids = table[ID].to_pylist()
@@ -80,17 +100,18 @@ class BatchMaker:
             wanted = {column: column_values(table, column) for column in task.config.target_columns}  # type: ignore[union-attr]
             arrays = task.encode_targets(wanted, ids)
             targets[name] = {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
-        return Batch(ids, values, targets)
+        return Made(Batch(ids, values, targets), bad, cut)
 
-    def _cells(self, column: pa.ChunkedArray, modality: Modality) -> Values:
+    def _cells(self, column: pa.ChunkedArray, modality: Modality) -> tuple[Values, int, int]:
+        """Values of a column, how many of its cells can't be used, and how many are cut."""
         encoder = self.encoders[modality]
         cells = column.to_pylist()
         prepared = encoder.prepare(modality, [cell[0] for cell in cells if cell], limits=self.limits)
         rows = [i for i, cell in enumerate(cells) if cell]
         good = [(row, item) for row, item in zip(rows, prepared, strict=True) if isinstance(item, Item)]
-        self.bad_values += sum(cell is not None for cell in cells) - len(good)
+        bad = sum(cell is not None for cell in cells) - len(good)
         data = encoder.collate(modality, [item for _, item in good]) if good else None
-        return Values(self._rows([row for row, _ in good]), data)
+        return Values(self._rows([row for row, _ in good]), data), bad, sum(item.cut for _, item in good)
 
     def _vectors(self, column: pa.FixedSizeListArray, modality: Modality) -> Values:
         rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))

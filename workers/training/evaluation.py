@@ -46,6 +46,7 @@ class UnitScores:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     """(n, D) of the first rows: fused, or by modality where a task aligns them; NaN rows are missing."""
     bad_values: int = 0
+    values_cut: int = 0
 
 
 @ray.remote(max_restarts=2, max_task_retries=2)
@@ -91,7 +92,7 @@ class EvaluateActor:
         scores.vectors = {
             k: np.concatenate([v[k] for v in vectors])[:num_vectors] for k in (vectors[0] if vectors else {})
         }
-        scores.bad_values = maker.bad_values
+        scores.bad_values, scores.values_cut = maker.bad_values, maker.values_cut
         return scores
 
 

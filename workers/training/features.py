@@ -7,7 +7,7 @@ changed is read again by any later training.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +29,16 @@ from workers.spec import fingerprint
 from workers.storage import Storage
 from workers.training.rows import SetSpec, read_unit
 
+_ERRORS, _CUT = b"mmbm.errors", b"mmbm.cut"
 
-_ERRORS = b"mmbm.errors"
+
+class Trouble(NamedTuple):
+    """What was wrong with the values of some rows."""
+
+    errors: list[str]
+    """One for each value that can't be used."""
+    cut: int
+    """Values that are longer than the encoder takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +116,8 @@ class FeatureActor:
             limits=spec.limits, prepare_threads=threads,
         )  # fmt: skip
 
-    def encode(self, storage: Storage, unit: Unit) -> list[str]:
-        """Write the file of a unit; gives what is wrong with each value that can't be used."""
+    def encode(self, storage: Storage, unit: Unit) -> Trouble:
+        """Write the file of a unit."""
         table = read_unit(self.spec.rows, storage, unit)
         encodings = self.spec.rows.encodings
         listed = {e: table[e.output].to_pylist() for e in encodings}
@@ -121,17 +129,19 @@ class FeatureActor:
         errors += [
             f"{ids[i]}: {e.modality} can't be read" for e, c in listed.items() for i, v in enumerate(c) if v == []
         ]
-        stored = pa.table(vectors).replace_schema_metadata({_ERRORS: json.dumps(errors)})
+        trouble = Trouble(errors, int(embedded.cut.sum()))
+        stored = pa.table(vectors).replace_schema_metadata({_ERRORS: json.dumps(errors), _CUT: str(trouble.cut)})
         sink = pa.BufferOutputStream()
         pq.write_table(stored, sink, compression="NONE", use_dictionary=False, write_statistics=False)
         self.spec.storage.write_bytes(self.spec.path(unit), sink.getvalue())
-        return errors
+        return trouble
 
 
-def stored_errors(storage: Storage, path: str) -> list[str]:
+def stored_trouble(storage: Storage, path: str) -> Trouble:
     """What was wrong with values when the file of a unit was written."""
     with storage.open_input(path) as file:
-        return list(json.loads((pq.read_metadata(file).metadata or {})[_ERRORS]))
+        told = pq.read_metadata(file).metadata or {}
+    return Trouble(list(json.loads(told[_ERRORS])), int(told.get(_CUT, 0)))
 
 
 def read_features(storage: Storage, path: str) -> pa.Table:

@@ -25,6 +25,9 @@ WINDOW_ROWS = 1 << 15
 WINDOW_BYTES = 64 << 20
 _BLOCK_BYTES = 8 << 20
 READ_CPUS = 0.2
+"""Of a task that reads before training."""
+_READERS = 2
+"""Tasks that read for one worker at a time. They reserve no CPU: trainings side by side can't keep each other's out."""
 
 
 class Piece(NamedTuple):
@@ -103,6 +106,12 @@ class Feed:
                 yield Piece(window, paired, (seed, epoch, number), True, start, stop, world)
             at += size
 
+    def some_rows(self, count: int) -> pa.Table:
+        """A few training rows, read here and now."""
+        first = next(i for i, unit in enumerate(self.units) if len(unit.train))
+        partners = self.partner.windows("train", np.random.default_rng(0))[:1] if self.partner else [()]
+        return self.table(Piece((first,), partners[0], (0,), False, 0, count, 1), "train")
+
     def windows(self, side: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
         """Units that have rows of a side, shuffled, in groups that a task can hold."""
         windows: list[list[int]] = []
@@ -145,7 +154,9 @@ class Feed:
         if not pieces:
             return
         source = _Pieces(ray.put(self), pieces, side)
-        dataset = ray.data.read_datasource(source, override_num_blocks=len(pieces), num_cpus=READ_CPUS)
+        dataset = ray.data.read_datasource(
+            source, override_num_blocks=len(pieces), num_cpus=0, concurrency=min(_READERS, len(pieces))
+        )
         context = dataset.context
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

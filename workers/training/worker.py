@@ -1,5 +1,6 @@
 """What a Ray Train worker does: builds each model of a run, trains it, and writes its bundle."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from mmbm_core.errors import RunError, UsageError
 from mmbm_core.media import Limits
 from mmbm_core.model import Model
 from mmbm_core.sample import Modality
-from mmbm_core.saved import save_model
+from mmbm_core.saved import BUNDLE_FILE, save_model
 from mmbm_core.spec import EncoderConfig, ModelSpec
+from workers.bundles import SIBLINGS
 from workers.storage import Storage
 from workers.training.batches import BatchMaker, Columns
 from workers.training.feed import Feed
@@ -28,7 +30,9 @@ from workers.training.loop import Mixed, Outcome, Place, Training
 from workers.training.settings import TrainingSettings
 from workers.trouble import tell
 
-BUNDLES = "bundles"
+MODEL = "model"
+"""Name of the job that the others are siblings of."""
+BUNDLE = "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,11 @@ class Job:
     settings: TrainingSettings
     key: str
     """Names the training: its checkpoint serves no other."""
+
+    @property
+    def bundle(self) -> str:
+        """Where its bundle is written, below the run's folder: siblings inside the model they are compared with."""
+        return BUNDLE if self.name == MODEL else f"{BUNDLE}/{SIBLINGS}/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,34 +89,54 @@ class Board:
     def __init__(self) -> None:
         self._news: dict[str, Any] = {}
         self._results: dict[str, dict[str, Any]] = {}
+        self._posts = 0
 
     def post(self, news: dict[str, Any]) -> None:
         self._news = news
+        self._posts += 1
 
     def finish(self, name: str, result: dict[str, Any]) -> None:
         self._results[name] = result
+        self._posts += 1
 
-    def read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """The latest news, and what became of each job that has ended."""
-        return self._news, self._results
+    def read(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]], int]:
+        """The latest news, what became of each job that has ended, and how often anything was said."""
+        return self._news, self._results, self._posts
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's loop: every job after the other. What goes wrong for good is told, so that Ray does not repeat it."""
+    """Ray Train's loop."""
     plan: TrainingPlan = ray.get(config["plan"])
-    board: ActorHandle = config["board"]
     context = ray.train.get_context()
     place = Place(rank=context.get_world_rank(), world=context.get_world_size(), device=_device(plan.device))
     torch.set_num_threads(plan.threads)
+    run_jobs(plan, place, config["board"])
+
+
+def run_jobs(plan: TrainingPlan, place: Place, board: ActorHandle) -> None:
+    """Every job after the other. What goes wrong for good is told on the board, so that Ray does not repeat it."""
+    results: dict[str, dict[str, Any]] = ray.get(board.read.remote())[1]
+    if any("failed" in result for result in results.values()):
+        return
     for job in plan.jobs:
         try:
-            result = _train(plan, job, place, board)
+            result = _finished(plan, job) or _train(plan, job, place, board)
         except (UsageError, RunError) as error:
-            if place.rank == 0:
-                ray.get(board.finish.remote(job.name, {"failed": tell(error)}))
+            ray.get(board.finish.remote(job.name, {"failed": tell(error)}))
+            if place.world > 1:
+                raise  # ends the others, which may be waiting for this one
             return
         if place.rank == 0:
             ray.get(board.finish.remote(job.name, result))
+
+
+def _finished(plan: TrainingPlan, job: Job) -> dict[str, Any] | None:
+    """What became of a job that an earlier start of this run has finished."""
+    path = f"{plan.folder}/{job.bundle}/{BUNDLE_FILE}"
+    if not plan.storage.exists(path):
+        return None
+    content = json.loads(plan.storage.read_bytes(path))
+    return content["result"] if content["key"] == job.key else None
 
 
 def _device(name: str) -> torch.device:
@@ -125,7 +154,7 @@ def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> di
         for each in plan.sets
         if any(name in model.tasks for name in each.tasks)
     ]
-    log = EventLog(plan.storage, f"{plan.folder}/{BUNDLES}/{job.name}/tensorboard") if not place.rank else None
+    log = EventLog(plan.storage, f"{plan.folder}/{job.bundle}/tensorboard") if not place.rank else None
     training = Training(
         model, sets, job.settings, place, storage=plan.storage, path=f"{plan.folder}/{job.name}.safetensors",
         key=job.key, report=lambda news: board.post.remote({"job": job.name, **news}), log=log,
@@ -134,8 +163,12 @@ def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> di
     calibrated = training.calibrate()
     if place.rank:
         return {}
-    _write(plan, job, model, outcome, calibrated)
-    return {"metrics": calibrated, "bad_values": outcome.bad_values, "rows_per_s": round(outcome.rows_per_s, 1)}
+    result = {
+        "metrics": calibrated, "bad_values": outcome.bad_values, "values_cut": outcome.values_cut,
+        "rows_per_s": round(outcome.rows_per_s, 1),
+    }  # fmt: skip
+    _write(plan, job, model, outcome, result)
+    return result
 
 
 def build_model(plan: TrainingPlan, job: Job) -> Model:
@@ -168,7 +201,7 @@ def _maker(plan: TrainingPlan, each: TrainingSet, model: Model, place: Place) ->
     return BatchMaker(each.columns, encoders, tasks, plan.limits, place.device)
 
 
-def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, metrics: dict[str, float]) -> None:
+def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, result: dict[str, Any]) -> None:
     """The bundle, with its frozen encoders, into the run's own folder."""
     for modality, config in job.spec.encoders.items():
         if config.training == "lora":
@@ -177,7 +210,9 @@ def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, metrics
             model.encoders[modality] = build_encoder(str(config.model), **config.options)
     facts = {
         **plan.facts,
-        "metrics": metrics,
+        "metrics": result["metrics"],
+        "result": result,
+        "key": job.key,
         "training": {"seed": job.settings.seed, "settings": job.settings.model_dump(mode="json")},
         "history": outcome.history,
     }
@@ -185,5 +220,5 @@ def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, metrics
         folder = Path(temporary)
         save_model(model, folder, facts=facts)
         files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        for name in files:
-            plan.storage.write_bytes(f"{plan.folder}/{BUNDLES}/{job.name}/{name}", (folder / name).read_bytes())
+        for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):  # which makes it one
+            plan.storage.write_bytes(f"{plan.folder}/{job.bundle}/{name}", (folder / name).read_bytes())

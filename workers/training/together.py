@@ -1,0 +1,32 @@
+"""What the workers of one training do together: once a step, and at the end."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def average_gradients(total: Tensor, trained: Sequence[nn.Parameter], *, world: int) -> None:
+    """Average a loss () and all gradients over the workers, in place; one that a worker did not touch counts as zero.
+
+    Every worker must call it.
+    """
+    if world == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+    flat = torch.cat([total.reshape(1), *[g.reshape(-1) for g in grads]]) / world
+    dist.all_reduce(flat)
+    total.copy_(flat[0])
+    start = 1
+    for parameter, grad in zip(trained, grads, strict=True):
+        parameter.grad = flat[start : start + grad.numel()].view_as(grad)
+        start += grad.numel()
+
+
+def sum_counts(counts: Sequence[int], *, world: int, device: torch.device) -> list[int]:
+    """Sums over the workers; every worker must call it."""
+    total = torch.tensor(counts, device=device)
+    if world > 1:
+        dist.all_reduce(total)
+    return [int(count) for count in total.tolist()]
