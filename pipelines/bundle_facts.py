@@ -28,7 +28,6 @@ def bundle_facts(path: str) -> dict[str, Any]:
         encoders = {
             m: {
                 "kind": _encoder_kind(folder / config["model"]),
-                "training": config["training"],
                 "tokens": config["tokens"],
                 "width": content["widths"][m],
                 "size_bytes": sum(size for name, size in sizes.items() if name.startswith(f"{config['model']}/")),

@@ -15,7 +15,7 @@ from mmbm_core.errors import RunError, UsageError
 from pipelines.progress import answer, keep_to_ourselves, say
 
 COMMANDS = {
-    "quickstart": "see text, images and sound embedded, offline, in a minute",
+    "quickstart": "the whole tour, offline: embed, train, score, find pictures by words and words by sound",
     "embed": "embed a dataset of text, images and sound",
     "train": "train a model by a recipe",
     "evaluate": "score a trained model on rows it has not learnt from",

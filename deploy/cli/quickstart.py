@@ -10,7 +10,7 @@ from pipelines.quickstart import ROWS, quickstart
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mmbm quickstart`."""
     parser.add_argument("--output", default="quickstart", metavar="DIR", help="local folder (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="number of scenes (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="scenes to train on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the scenes (default: %(default)s)")
 
 

@@ -148,7 +148,7 @@ def test_inspect_tells_what_a_bundle_holds(fused: str, text_model: str, tmp_path
         "text": "bert", "image": "image_cnn", "audio": "log_mel",
     }  # fmt: skip
     assert facts["encoders"]["text"] | {"size_bytes": 0} == {
-        "kind": "bert", "training": "frozen", "tokens": 3, "width": 32, "size_bytes": 0,
+        "kind": "bert", "tokens": 3, "width": 32, "size_bytes": 0,
     }  # fmt: skip
     assert (facts["fusion"], facts["width"]) == ("attention", 20)
     assert facts["metrics"] == {"seen": {"accuracy": 0.5}} and facts["space"] == read_bundle(Path(fused))["space"]

@@ -45,19 +45,10 @@ from workers.training.schedule import (
 )
 from workers.training.scoring import Scores, predict, score, smaller_is_better
 from workers.training.settings import TrainingSettings
-from workers.training.together import average_gradients, sum_counts
+from workers.training.together import Place, average_gradients, sum_counts
 from workers.training.trial import try_batches
 
 _TRIED_ROWS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Which worker this is, and where it computes."""
-
-    rank: int
-    world: int
-    device: torch.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +118,9 @@ class Training:
         self._resume()
         try_batches(model=self.model, batches=self._trial(), forward=self._forward)
         self.started = saved = time.monotonic()
-        self.first_step, trained_s = self.step, 0.0
+        self.first_step, trained_s, begun = self.step, 0.0, 0.0
         for batches in self._steps():
-            begun = time.monotonic()
+            begun = begun or time.monotonic()  # the wait for a batch counts, that for the first is start-up
             self._step(batches)
             trained_s += time.monotonic() - begun
             if self.step in self.evaluate_at:
@@ -140,6 +131,7 @@ class Training:
             self._tell()
             if self._enough():
                 break
+            begun = time.monotonic()
         self.kept.restore()
         counts = [sum(s.maker.bad_values for s in self.sets), sum(s.maker.values_cut for s in self.sets)]
         bad, cut = sum_counts(counts, world=self.place.world, device=self.place.device)
@@ -238,9 +230,9 @@ class Training:
     def _evaluate(self) -> None:
         """Score the weights that would be kept, and keep them where they are the best so far."""
         loss = torch.stack(self.losses).mean().item() if self.losses else float("nan")
-        self.losses.clear()
         with self.kept.in_place():
             scores = score(self.model, predict(self.model, self._val_batches(), world=self.place.world))
+        self.losses.clear()
         if self.log is not None:
             self.log.add(self.step, {"loss": loss, "lr": self.optimizer.param_groups[-1]["lr"], **scores})
             self.log.flush()

@@ -1,10 +1,20 @@
-"""What the workers of one training do together: once a step, and at the end."""
+"""The workers of one training: who each is, and what they do together once a step, and at the end."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which worker this is, and where it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
 
 
 def average_gradients(total: Tensor, trained: Sequence[nn.Parameter], *, world: int) -> None:
