@@ -142,9 +142,3 @@ def stored_trouble(storage: Storage, path: str) -> Trouble:
     with storage.open_input(path) as file:
         told = pq.read_metadata(file).metadata or {}
     return Trouble(list(json.loads(told[_ERRORS])), int(told.get(_CUT, 0)))
-
-
-def read_features(storage: Storage, path: str) -> pa.Table:
-    """The file of a unit."""
-    with storage.open_input(path) as file:
-        return pq.read_table(file)

@@ -1,7 +1,8 @@
 """Rows to a training worker, in an order that is a function of (seed, epoch, row) alone, streamed by Ray Data.
 
 Units are shuffled, and rows within windows of units; a set that fits one window is shuffled whole. Rank r of W takes
-rows r, r + W, ... of the order, so that W workers see the batches that one would. One stream serves all epochs.
+rows r, r + W, ... of the order, so that W workers see the batches that one would. One stream serves all epochs, and
+a set that fits one window is read once for all of them.
 
 Two sets may be paired: each row of the first meets a row of the second that has the same label, another one in every
 epoch, and always the same one in validation.
@@ -9,16 +10,17 @@ epoch, and always the same one in validation.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from workers.storage import Storage
-from workers.training.features import read_features
 from workers.training.rows import IndexedUnit, SetSpec, column_values, read_unit
 
 WINDOW_ROWS = 1 << 15
@@ -113,7 +115,7 @@ class Feed:
         return self.table(Piece((first,), partners[0], (0,), False, 0, count, 1), "train")
 
     def windows(self, side: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        """Units that have rows of a side, shuffled, in groups that a task can hold."""
+        """Units that have rows of a side, dealt out at random to groups that a task can hold."""
         windows: list[list[int]] = []
         rows = size_bytes = 0
         for index in rng.permutation(len(self.units)).tolist():
@@ -126,16 +128,21 @@ class Feed:
                 rows = size_bytes = 0
             windows[-1].append(index)
             rows, size_bytes = rows + count, size_bytes + unit.unit.size_bytes
-        return [tuple(window) for window in windows]
+        return [tuple(sorted(window)) for window in windows]
 
     def table(self, piece: Piece, side: str) -> pa.Table:
         """The rows of a piece, in its order."""
-        table = self.read(piece.units, side)
-        rng = np.random.default_rng(piece.seed)
-        if self.partner is not None:
-            table = pair(table, self.partner.read(piece.partners, side), by=self.pair_by, rng=rng)
-        order = rng.permutation(table.num_rows) if piece.shuffled else np.arange(table.num_rows)
-        return table.take(pa.array(order[piece.start : piece.stop : piece.step]))
+        return next(self.tables([piece], side))
+
+    def tables(self, pieces: Sequence[Piece], side: str) -> Iterator[pa.Table]:
+        """The rows of each piece, in its order; all pieces are of the same units, which are read once."""
+        whole = self.read(pieces[0].units, side)
+        others = self.partner.read(pieces[0].partners, side) if self.partner else None
+        for piece in pieces:
+            rng = np.random.default_rng(piece.seed)
+            table = whole if others is None else pair(whole, others, by=self.pair_by, rng=rng)
+            order = rng.permutation(table.num_rows) if piece.shuffled else np.arange(table.num_rows)
+            yield table.take(pa.array(order[piece.start : piece.stop : piece.step]))
 
     def read(self, units: Sequence[int], side: str) -> pa.Table:
         """The rows of some units on one side of the split, with their stored tokens."""
@@ -144,7 +151,7 @@ class Feed:
             unit = self.units[index]
             table = read_unit(self.spec, unit.storage, unit.unit)
             if unit.features:
-                stored = read_features(self.storage, unit.features)
+                stored = read_tokens(self.storage, unit.features)
                 for name in stored.column_names:
                     table = table.append_column(stored.schema.field(name), stored[name])
             tables.append(table.take(pa.array(rows_of(unit, side))))
@@ -153,10 +160,11 @@ class Feed:
     def _stream(self, pieces: Sequence[Piece], side: str, batch_size: int) -> Iterator[pa.Table]:
         if not pieces:
             return
-        source = _Pieces(ray.put(self), pieces, side)
+        reads = [list(alike) for _, alike in groupby(pieces, key=lambda piece: (piece.units, piece.partners))]
         dataset = ray.data.read_datasource(
-            source, override_num_blocks=len(pieces), num_cpus=0, concurrency=min(_READERS, len(pieces))
-        )
+            _Pieces(ray.put(self), reads, side), override_num_blocks=len(reads), num_cpus=0,
+            concurrency=min(_READERS, len(reads)),
+        )  # fmt: skip
         context = dataset.context
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -166,11 +174,11 @@ class Feed:
 
 
 class _Pieces(Datasource):
-    """A read task for each piece."""
+    """A read task for pieces that follow each other and are of the same units."""
 
-    def __init__(self, shared: Any, pieces: Sequence[Piece], side: str) -> None:
+    def __init__(self, shared: Any, reads: Sequence[Sequence[Piece]], side: str) -> None:
         super().__init__()
-        self._shared, self._pieces, self._side = shared, pieces, side
+        self._shared, self._reads, self._side = shared, reads, side
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -179,21 +187,27 @@ class _Pieces(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(_Read(self._shared, piece, self._side), metadata) for piece in self._pieces]
+        return [ReadTask(_Read(self._shared, pieces, self._side), metadata) for pieces in self._reads]
 
 
 class _Read:
-    """Reads one piece; what all pieces share is fetched, not carried."""
+    """Reads pieces of the same units; what all reads share is fetched, not carried."""
 
-    def __init__(self, shared: Any, piece: Piece, side: str) -> None:
-        self._shared, self._piece, self._side = shared, piece, side
+    def __init__(self, shared: Any, pieces: Sequence[Piece], side: str) -> None:
+        self._shared, self._pieces, self._side = shared, pieces, side
 
     def __call__(self) -> Iterator[pa.Table]:
         feed: Feed = ray.get(self._shared)
-        table = feed.table(self._piece, self._side)
-        rows = max(1, round(table.num_rows * _BLOCK_BYTES / max(table.nbytes, 1)))
-        for start in range(0, table.num_rows, rows):
-            yield table.slice(start, rows)
+        for table in feed.tables(self._pieces, self._side):
+            rows = max(1, round(table.num_rows * _BLOCK_BYTES / max(table.nbytes, 1)))
+            for start in range(0, table.num_rows, rows):
+                yield table.slice(start, rows)
+
+
+def read_tokens(storage: Storage, path: str) -> pa.Table:
+    """The stored tokens of a unit's rows."""
+    with storage.open_input(path) as file:
+        return pq.read_table(file)
 
 
 def rows_of(unit: IndexedUnit, side: str) -> np.ndarray:

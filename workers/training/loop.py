@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from workers.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from workers.training.feed import Feed
+from workers.training.feed import WINDOW_BYTES, Feed
 from workers.training.kept import Kept
 from workers.training.logs import EventLog
 from workers.training.schedule import (
@@ -106,6 +107,7 @@ class Training:
         self.kept = Kept(model, average=settings.average)
         self.step = self.first_step = 0
         self.losses: list[Tensor] = []
+        self.held: dict[int, list[pa.Table]] = {}
         self.started = time.monotonic()
 
     def run(self) -> Outcome:
@@ -244,11 +246,25 @@ class Training:
         self.kept.add(sign * scores[name], step=self.step, loss=loss, scores=scores)
 
     def _val_batches(self) -> Iterator[Batch]:
-        for each, size in zip(self.sets, self.batch_sizes, strict=True):
-            tables = each.feed.val_rows(rank=self.place.rank, world=self.place.world, batch_size=size)
-            for batch in each.maker(tables, counted=0 if self.kept.history else each.feed.num_val):
+        for index, each in enumerate(self.sets):
+            for batch in each.maker(self._val_tables(index), counted=0 if self.kept.history else each.feed.num_val):
                 self._tell()
                 yield batch
+
+    def _val_tables(self, index: int) -> Iterator[pa.Table]:
+        """This rank's validation rows of a set; they stay in memory where they are few."""
+        if index in self.held:
+            yield from self.held[index]
+            return
+        held, size_bytes = [], 0
+        size = self.batch_sizes[index]
+        for table in self.sets[index].feed.val_rows(rank=self.place.rank, world=self.place.world, batch_size=size):
+            yield table
+            size_bytes += table.nbytes
+            if size_bytes <= WINDOW_BYTES:
+                held.append(table)
+        if size_bytes <= WINDOW_BYTES:
+            self.held[index] = held
 
     def _save(self) -> None:
         if self.place.rank:
