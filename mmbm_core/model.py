@@ -3,7 +3,7 @@
 Shapes: `B` rows, `N` values, `T` tokens, `D` width, `E` an encoder's width, `M` modalities.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +23,9 @@ class Values(NamedTuple):
     """One column of a batch for one encoder."""
 
     rows: Tensor
-    """(N,) int64: the rows that have a value."""
-    data: Any
-    """What the encoder's `collate` made of them, or tokens (N, T, E) where the encoder is frozen."""
+    """(N,) int64: the rows that have a value, in the order of `data`."""
+    data: Sequence[Any] | Tensor
+    """What the encoder's `collate` made of them, part by part, or tokens (N, T, E) where the encoder is frozen."""
 
 
 class Encoded(NamedTuple):
@@ -127,12 +127,13 @@ class Model(nn.Module):
             presence = drop_modalities(presence, self.spec.modality_dropout, generator=generator)
         return self.fuse({m: e.tokens for m, e in found.items()}, {m: e.mask for m, e in found.items()}, presence)
 
-    def encode(self, modality: Modality, data: Any) -> tuple[Tensor, Tensor]:
-        """Adapted tokens (N, T, D) and their mask (N, T) of N values: collated items, or stored tokens (N, T, E)."""
-        if modality in self.encoders:
-            tokens, mask = tokens_of(self.encoders[modality](modality, data), self.spec.encoders[modality])
-        else:
+    def encode(self, modality: Modality, data: Sequence[Any] | Tensor) -> tuple[Tensor, Tensor]:
+        """Adapted tokens (N, T, D) and their mask (N, T) of N values: parts of collated items, or stored tokens."""
+        if isinstance(data, Tensor):
             tokens, mask = data, torch.ones(data.shape[:2], dtype=torch.bool, device=data.device)
+        else:
+            encoder, config = self.encoders[modality], self.spec.encoders[modality]
+            tokens, mask = _join([tokens_of(encoder(modality, part), config) for part in data])
         return self.adapters[modality](tokens.float()), mask
 
     def fuse(
@@ -186,6 +187,16 @@ def tokens_of(output: EncoderOutput, config: EncoderConfig) -> tuple[Tensor, Ten
     return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
+def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Tokens and masks of several parts as one, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(mask.shape[1] for _, mask in parts)
+    pad = nn.functional.pad
+    tokens = torch.cat([pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for tokens, _ in parts])
+    return tokens, torch.cat([pad(mask, (0, longest - mask.shape[1])) for _, mask in parts])
+
+
 def _adapter(width_in: int, spec: ModelSpec) -> nn.Module:
     if spec.width is None:
         return nn.Identity()
@@ -195,8 +206,6 @@ def _adapter(width_in: int, spec: ModelSpec) -> nn.Module:
 
 def _scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """(N, ...) to its places in (B, ...); zeros elsewhere."""
-    if len(rows) == num_rows:
-        return values
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy(0, rows, values)
 
 

@@ -198,7 +198,8 @@ def index_set(
     bad = 0
     for inputs, spec in opened:
         found = _index(inputs, spec, storage, val, sides)
-        feeds.append(found.feed)
+        units = found.feed.units if settings.one_each else [replace(unit, starts=None) for unit in found.feed.units]
+        feeds.append(replace(found.feed, units=units))
         counts, bad = counts | found.counts, bad + found.rows_bad
     feed = feeds[0]
     if len(feeds) == 2:
@@ -220,8 +221,8 @@ def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, s
         bad += facts["bad"]
         for name, values in json.loads(facts["labels"]).items():
             counts[name].update(values)
-        train, held = (np.frombuffer(facts[side], np.int32) for side in ("train", "val"))
-        indexed.append(IndexedUnit(storage=where, unit=unit, train=train, val=held))
+        train, held, starts = (np.frombuffer(facts[name], np.int32) for name in ("train", "val", "starts"))
+        indexed.append(IndexedUnit(storage=where, unit=unit, train=train, val=held, starts=starts))
         rows += len(train) + len(held)
         progress.update(rows=rows, fraction=len(indexed) / len(units))
     progress.close()

@@ -36,6 +36,8 @@ class DataSettings(BaseModel):
     id_column: str | None = None
     explode: str | None = None
     """The list column that becomes a row for each element, `ID#0`, `ID#1`, ..."""
+    one_each: bool = False
+    """Of the rows that one was exploded into, an epoch takes one, drawn by the seed: what all share is encoded once."""
     format: str | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     group: str | None = None
@@ -52,6 +54,8 @@ class DataSettings(BaseModel):
     def _check(self) -> "DataSettings":
         if self.turns and self.explode:
             raise ValueError("turns and explode can't both cut rows up; give one")
+        if self.one_each and not (self.turns or self.explode):
+            raise ValueError("one_each takes one of the rows that explode or turns make of one; give either")
         return self
 
 

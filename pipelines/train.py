@@ -18,6 +18,7 @@ from pipelines.progress import say
 from pipelines.recipe import Recipe
 from workers.lock import output_lock
 from workers.storage import Storage, open_location
+from workers.training.checkpoint import CHECKPOINT, serves
 from workers.training.worker import BUNDLE, MODEL, TrainingPlan
 
 
@@ -64,6 +65,8 @@ def train(request: TrainRequest) -> dict[str, Any]:
     with output_lock(storage, places.work, say=say):
         try:
             plan = _plan(request, opened, places)
+            if request.overwrite:
+                _drop_others(plan)
             results = fit(plan, request.recipe.training)
             publish(storage, f"{places.work}/{BUNDLE}", output, overwrite=request.overwrite)
         except Exception:
@@ -106,10 +109,22 @@ def _figures(plan: TrainingPlan, results: dict[str, dict[str, Any]]) -> dict[str
     }
 
 
+def _drop_others(plan: TrainingPlan) -> None:
+    """Delete what an earlier training left and this one can't go on from."""
+    storage = plan.storage
+    if all(serves(storage, plan.checkpoint(job), job.key) for job in plan.jobs):
+        return
+    say("an earlier, unfinished training of another recipe or of other rows is dropped")
+    storage.delete_dir(f"{plan.folder}/{BUNDLE}")
+    for entry in list(storage.list(plan.folder)):
+        if entry.name.endswith(CHECKPOINT):
+            storage.delete(entry.path)
+
+
 def _tidy(places: Places) -> None:
     """Leave nothing behind that a training could not go on from."""
     with suppress(OSError):
-        if not any(e.name.endswith(".safetensors") for e in places.storage.list(places.work)):
+        if not any(e.name.endswith(CHECKPOINT) for e in places.storage.list(places.work)):
             places.storage.delete_dir(places.work)
 
 

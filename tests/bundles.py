@@ -79,7 +79,7 @@ def pooled_alone(model: Model, row: Mapping[str, Any]) -> np.ndarray:
     for modality, encoder in model.encoders.items():
         if row.get(modality) is not None:
             items = encoder.prepare(modality, [row[modality]])  # type: ignore[operator]
-            values[modality, modality] = Values(torch.tensor([0]), encoder.collate(modality, items))  # type: ignore[operator]
+            values[modality, modality] = Values(torch.tensor([0]), [encoder.collate(modality, items)])  # type: ignore[operator]
     batch = Batch(ids=["x"], values=values, targets={})
     with torch.inference_mode():
         view = {m: m for m in model.modalities}

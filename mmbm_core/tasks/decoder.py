@@ -76,6 +76,11 @@ class TextDecoder(nn.Module):
         self.register_state_dict_post_hook(_forget_aliases)
         self.register_load_state_dict_pre_hook(_restore_aliases)
 
+    @property
+    def budget(self) -> int:
+        """Target tokens, padding counted, that are decoded at once."""
+        return 1024 if self.model.device.type == "cpu" else 65536
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """(B, max_tokens) int64: each text's tokens up to its end, then padding."""
         tokens = np.full((len(texts), self.max_tokens), self.pad, np.int64)
@@ -99,7 +104,12 @@ class TextDecoder(nn.Module):
         return output.logits.float()  # type: ignore[no-any-return]
 
     def _attended(self, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros where nothing is real; a row without any real token attends to those: softmax over nothing is NaN."""
+        """Zeros where nothing is real; a row without any real token attends to those: softmax over nothing is NaN.
+
+        What is padding in every row is left out.
+        """
+        used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
+        memory, mask = memory[:, :used], mask[:, :used]
         memory = torch.where(mask[..., None], memory, 0.0).to(self.model.dtype)
         return memory, (mask | ~mask.any(1, keepdim=True)).long()
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmbm_core import metrics
+from mmbm_core.batching import cut_batches
 from mmbm_core.errors import UsageError
 from mmbm_core.losses import ContrastiveConfig, ContrastiveLoss, sequence_nll
 from mmbm_core.sample import Modality
@@ -124,16 +125,19 @@ class Seq2SeqTask(Task):
         pad = self.decoder.pad
         # where no row is usable, the first one with nothing but padding to say keeps the gradient path
         rows = usable.nonzero()[:, 0] if usable.any() else torch.zeros(1, dtype=torch.int64, device=usable.device)
-        labels = torch.where(usable[:, None], tokens, pad)[rows]
+        labels = torch.where(usable[:, None], tokens, pad)
         lengths = (labels != pad).sum(1)
-        labels = labels[:, : max(1, int(lengths.max()))]
-        logits = self.decoder(view.fused.tokens[rows], view.fused.mask[rows], labels)
-        loss = sequence_nll(logits, labels, ignore=pad, label_smoothing=self.config.label_smoothing)
-        with torch.no_grad():
-            each = nn.functional.cross_entropy(logits.mT, labels, ignore_index=pad, reduction="none").sum(1)
-        zeros = each.new_zeros(len(usable))
-        nll, counts = zeros.index_copy(0, rows, each), zeros.long().index_copy(0, rows, lengths)
-        return loss, {"nll": nll, "tokens": counts}
+        nll = torch.zeros(len(usable), device=usable.device)
+        total = 0.0
+        for part in cut_batches(lengths[rows].tolist(), budget=self.decoder.budget):  # padding is work too
+            here = rows[part]
+            said = labels[here, : max(1, int(lengths[here].max()))]
+            logits = self.decoder(view.fused.tokens[here], view.fused.mask[here], said)
+            smoothed = sequence_nll(logits, said, ignore=pad, label_smoothing=self.config.label_smoothing)
+            total = total + smoothed * lengths[here].sum()
+            with torch.no_grad():
+                nll[here] = nn.functional.cross_entropy(logits.mT, said, ignore_index=pad, reduction="none").sum(1)
+        return total / lengths.sum().clamp(min=1), {"nll": nll, "tokens": lengths}
 
     def score(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, float]:
         total, count = predictions["nll"].astype(np.float64).sum(), predictions["tokens"].sum()

@@ -114,7 +114,7 @@ def run_plain(file: Path, threads: int) -> float:
         for batch in loader:
             started = started or time.monotonic()
             items, targets = zip(*batch, strict=True)
-            values = Values(torch.arange(len(items)), encoder.collate("image", items))
+            values = Values(torch.arange(len(items)), [encoder.collate("image", items)])
             ready = Batch([""] * len(items), {("image", "image"): values}, {"class": {"label": torch.tensor(targets)}})
             optimizer.zero_grad(set_to_none=True)
             model(ready)["class"].loss.backward()

@@ -54,7 +54,7 @@ def batch(model: Model, rows: list[int], *, order: tuple[str, ...] = ("image", "
             media = [pitch_wav(name, rows[i], seconds=0.1 + rows[i] / 20) for name, i in zip(names, here, strict=True)]
         encoder: Any = model.encoders[modality]
         items = encoder.prepare(modality, media)
-        data = encoder.collate(modality, items) if items else None
+        data = [encoder.collate(modality, items)] if items else []
         values[modality, modality] = Values(torch.tensor(here, dtype=torch.int64), data)
     targets = {"t": {"label": torch.tensor([row % 3 for row in rows])}}
     return Batch([str(r) for r in rows], values, targets)
@@ -154,7 +154,7 @@ def test_stored_tokens_do_as_well_as_the_encoder() -> None:
     with torch.inference_mode():
         for (modality, column), values in made.values.items():
             stored[modality, column] = values._replace(
-                data=tokens_of(model.encoders[modality](modality, values.data), model.spec.encoders[modality])[0]  # type: ignore[index]
+                data=tokens_of(model.encoders[modality](modality, values.data[0]), model.spec.encoders[modality])[0]  # type: ignore[index]
             )
         whole = logits(model, made)
         model.encoders = torch.nn.ModuleDict()

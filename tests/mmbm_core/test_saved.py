@@ -62,8 +62,8 @@ def outputs(model: Model) -> list[float]:
     text: Any = model.encoders["text"]
     items = text.prepare("text", TEXTS[:3])
     values = {
-        ("image", "i"): Values(torch.tensor([0, 2]), encoder.collate("image", [Item(i, cost=1) for i in images])),
-        ("text", "t"): Values(torch.arange(3), text.collate("text", items)),
+        ("image", "i"): Values(torch.tensor([0, 2]), [encoder.collate("image", [Item(i, cost=1) for i in images])]),
+        ("text", "t"): Values(torch.arange(3), [text.collate("text", items)]),
     }
     targets = {"color": {"label": torch.tensor([0, 1, 1])}}
     with torch.inference_mode():

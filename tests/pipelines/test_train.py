@@ -130,7 +130,7 @@ def test_a_checkpoint_serves_no_other_training(train: Train, tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             train(text_recipe(epochs=1), data)
     before = (tmp_path / "out.training" / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="checkpoint of another recipe or of other rows: .*delete it to begin again"):
+    with pytest.raises(UsageError, match="another recipe or of other rows: .*begin again with --overwrite"):
         train(text_recipe(epochs=1, lr=2e-2), data)
     with pytest.raises(UsageError, match="checkpoint of another recipe"):
         train(recipe({"text": TEXT}, {"label": TEXT_LABEL}, epochs=1, data={"val_fraction": 0.11}), data)
@@ -139,9 +139,11 @@ def test_a_checkpoint_serves_no_other_training(train: Train, tmp_path: Path, mon
         train(text_recipe(epochs=1), data)
     assert (tmp_path / "out.training" / "model.safetensors").read_bytes() == before
     (tmp_path / "out.training" / "model.safetensors").write_bytes(before[:-5])
-    with pytest.raises(RunError, match="model.safetensors is damaged .*; delete it to begin again"):
+    with pytest.raises(RunError, match="model.safetensors is damaged .*; begin again with --overwrite"):
         train(text_recipe(epochs=1), data)
     assert not (tmp_path / "out").exists()
+    train(text_recipe(epochs=1), data, overwrite=True)
+    assert (tmp_path / "out" / "bundle.json").exists() and not (tmp_path / "out.training").exists()
 
 
 def test_weak_first_trains_one_modality_alone(train: Train, colors: Path, tmp_path: Path) -> None:

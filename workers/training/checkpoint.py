@@ -11,6 +11,9 @@ from mmbm_core.errors import RunError
 from workers.storage import Storage
 
 _FACTS = "facts"
+CHECKPOINT = ".safetensors"
+"""How the names of such files end."""
+BEGIN_AGAIN = "begin again with --overwrite"
 
 
 class Checkpoint(NamedTuple):
@@ -41,16 +44,28 @@ def load_checkpoint(storage: Storage, path: str) -> Checkpoint | None:
         return None
     data = storage.read_bytes(path)
     try:
-        size = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FACTS])
+        facts = _facts(data)
         tensors = safetensors.torch.load(data)
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise RunError(f"checkpoint {storage.uri(path)} is damaged ({error}); delete it to begin again") from error
+        raise RunError(f"checkpoint {storage.uri(path)} is damaged ({error}); {BEGIN_AGAIN}") from error
     parts: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         part, _, name = full.partition("/")
         parts.setdefault(part, {})[name] = tensor
     return Checkpoint(parts, facts)
+
+
+def serves(storage: Storage, path: str, key: str) -> bool:
+    """Could the training of that key go on from what is at `path`? True where there is nothing."""
+    try:
+        return not storage.exists(path) or bool(_facts(storage.read_bytes(path))["key"] == key)
+    except (ValueError, KeyError):
+        return False
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:8], "little")
+    return dict(json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FACTS]))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

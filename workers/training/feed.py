@@ -63,7 +63,7 @@ class Feed:
 
     @property
     def num_train(self) -> int:
-        return sum(len(unit.train) for unit in self.units)
+        return sum(unit.num_train for unit in self.units)
 
     @property
     def num_val(self) -> int:
@@ -100,7 +100,7 @@ class Feed:
         partners = self.partner.windows("train", np.random.default_rng([seed, epoch, 1])) if self.partner else []
         at = 0
         for number, window in enumerate(self.windows("train", np.random.default_rng([seed, epoch]))):
-            size = sum(len(self.units[i].train) for i in window)
+            size = sum(self.units[i].num_train for i in window)
             start, stop = max(begin - at, 0), min(end - at, size)
             start += (rank - at - start) % world
             if start < stop:
@@ -141,8 +141,22 @@ class Feed:
         for piece in pieces:
             rng = np.random.default_rng(piece.seed)
             table = whole if others is None else pair(whole, others, by=self.pair_by, rng=rng)
-            order = rng.permutation(table.num_rows) if piece.shuffled else np.arange(table.num_rows)
-            yield table.take(pa.array(order[piece.start : piece.stop : piece.step]))
+            rows = self._drawn(piece.units, side, rng)
+            order = rng.permutation(len(rows)) if piece.shuffled else np.arange(len(rows))
+            yield table.take(pa.array(rows[order[piece.start : piece.stop : piece.step]]))
+
+    def _drawn(self, units: Sequence[int], side: str, rng: np.random.Generator) -> np.ndarray:
+        """Places among the rows of some units that an epoch takes: of exploded rows one element each, where asked."""
+        found, at = [], 0
+        for unit in (self.units[index] for index in units):
+            count = len(rows_of(unit, side))
+            if side == "train" and unit.starts is not None:
+                sizes = np.diff(unit.starts, append=count)
+                found.append(at + unit.starts + (rng.random(len(sizes)) * sizes).astype(np.int64))
+            else:
+                found.append(at + np.arange(count))
+            at += count
+        return np.concatenate(found)
 
     def read(self, units: Sequence[int], side: str) -> pa.Table:
         """The rows of some units on one side of the split, with their stored tokens."""

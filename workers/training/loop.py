@@ -23,6 +23,7 @@ from mmbm_core.tasks.base import TaskOutput
 from workers.storage import Storage
 from workers.training.batches import BatchMaker
 from workers.training.checkpoint import (
+    BEGIN_AGAIN,
     load_checkpoint,
     load_module,
     load_optimizer,
@@ -100,7 +101,7 @@ class Training:
         self.only_until = settings.weak_first.epochs * sum(self.epoch_steps) if settings.weak_first else 0
         self.evaluate_at = scored_steps(self.num_steps, settings.evaluations)
         self.balancer = build_balancer(settings.balancer, tasks=list(model.tasks)).to(place.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, self.balancer, settings))
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, self.balancer, settings), fused=True)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.dtype = precision_of(settings, place.device)
@@ -199,7 +200,7 @@ class Training:
         if not math.isfinite(total.item()):
             raise RunError(
                 f"the loss is {total.item()} at step {self.step + 1} of {self.num_steps}: lower training.lr or "
-                "training.clip, or set training.precision to float32"
+                f"training.clip, or set training.precision to float32, and {BEGIN_AGAIN}"
             )
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
@@ -289,7 +290,7 @@ class Training:
         if saved.facts["key"] != self.key:
             raise UsageError(
                 f"{self.storage.uri(self.path)} is a checkpoint of another recipe or of other rows: go on with those, "
-                "or delete it to begin again"
+                f"or {BEGIN_AGAIN}"
             )
         load_module(self.model, saved.parts["model"])
         load_module(self.balancer, saved.parts.get("balancer", {}))

@@ -93,8 +93,15 @@ class IndexedUnit:
     train: np.ndarray
     """(n,) int32: the rows of the unit that are trained on."""
     val: np.ndarray
+    starts: np.ndarray | None = None
+    """(g,) int32: where in `train` the elements of each exploded row begin, of which an epoch takes one; None: all."""
     features: str | None = None
     """File of the stored tokens of all rows of the unit, beside what the unit itself holds."""
+
+    @property
+    def num_train(self) -> int:
+        """Rows that an epoch takes."""
+        return len(self.train if self.starts is None else self.starts)
 
 
 def side_of(relative: str) -> Side | None:
@@ -125,7 +132,7 @@ def read_unit(spec: SetSpec, storage: Storage, unit: Unit, *, quarantine: Quaran
 
 
 def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -> dict[str, Any]:
-    """Which rows of a unit are on which side, and how often each label occurs among those trained on.
+    """Which rows of a unit are on which side, where exploded ones begin, and how often each label is trained on.
 
     Args:
         side: what the file's name says; None deals rows out by the split.
@@ -152,9 +159,11 @@ def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -
         if len(found) > _MAX_CLASSES:
             raise UsageError(f"column {name!r} has over {_MAX_CLASSES:,} values in {unit.source.relative}: no classes")
     bad = quarantine.lines
+    whole = [ids[i].rsplit("#", 1)[0] for i in train]
+    starts = np.array([i for i, id in enumerate(whole) if not i or id != whole[i - 1]], np.int32)
     return {
-        "train": train.tobytes(), "val": val.tobytes(), "labels": json.dumps(counts), "bad": len(bad),
-        "error": f"{bad[0]['source']}: {bad[0]['error']}" if bad else "",
+        "train": train.tobytes(), "val": val.tobytes(), "starts": starts.tobytes(), "labels": json.dumps(counts),
+        "bad": len(bad), "error": f"{bad[0]['source']}: {bad[0]['error']}" if bad else "",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from mmbm_core.spec import EncoderConfig, ModelSpec
 from workers.bundles import SIBLINGS
 from workers.storage import Storage
 from workers.training.batches import BatchMaker, Columns
+from workers.training.checkpoint import CHECKPOINT
 from workers.training.feed import Feed
 from workers.training.logs import EventLog
 from workers.training.loop import Mixed, Outcome, Place, Training
@@ -80,6 +81,10 @@ class TrainingPlan:
     """For every bundle: versions, recipe."""
     device: str
     threads: int
+
+    def checkpoint(self, job: Job) -> str:
+        """Where a job's checkpoint is."""
+        return f"{self.folder}/{job.name}{CHECKPOINT}"
 
 
 @ray.remote(num_cpus=0)
@@ -156,7 +161,7 @@ def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> di
     ]
     log = EventLog(plan.storage, f"{plan.folder}/{job.bundle}/tensorboard") if not place.rank else None
     training = Training(
-        model, sets, job.settings, place, storage=plan.storage, path=f"{plan.folder}/{job.name}.safetensors",
+        model, sets, job.settings, place, storage=plan.storage, path=plan.checkpoint(job),
         key=job.key, report=lambda news: board.post.remote({"job": job.name, **news}), log=log,
     )  # fmt: skip
     outcome = training.run()

@@ -104,6 +104,22 @@ def test_a_few_rows_come_at_once(feed: Feed) -> None:
     assert feed.some_rows(1000).num_rows <= 203
 
 
+def test_of_each_exploded_row_an_epoch_takes_one(ray_cluster: None, tmp_path: Path, windows: str) -> None:
+    for name, count in (("train-a", 60), ("train-b", 31), ("val", 10)):
+        rows = [{"id": f"{name}{n}", "text": [f"t{i}" for i in range(1 + n % 4)], "label": n} for n in range(count)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    feed, whole = (indexed(tmp_path, explode="text", one_each=one) for one in (True, False))
+    assert (feed.num_train, feed.num_val, whole.num_train) == (91, 23, 226)
+    steps = order(feed, last=40)
+    epochs = [[id for step in steps[e * 4 : e * 4 + 4] for id in step] for e in range(10)]
+    for ids in epochs:
+        assert len({id.split("#")[0] for id in ids}) == len(ids) == 80, "one of each"
+    drawn = {id for ids in epochs for id in ids}
+    assert {id.split("#")[1] for id in drawn} == {"0", "1", "2", "3"} and len(drawn) > 150
+    halves = [order(feed, rank=rank, world=2, first=3, last=9) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(step) for step in steps[3:9]]
+
+
 @pytest.fixture(scope="module")
 def pairs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Feed:
     """Texts, and sounds of the same label; label 9 has no sound."""
