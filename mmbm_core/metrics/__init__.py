@@ -7,7 +7,7 @@ The libraries (torchmetrics, sacrebleu, scipy) load when a function first needs 
 from mmbm_core.metrics.arrays import OUT_OF_SCOPE, UNSEEN, Array
 from mmbm_core.metrics.classes import Reliability, classification, confusion, reliability
 from mmbm_core.metrics.ranking import modality_gap, ranked_choice, retrieval
-from mmbm_core.metrics.scope import Objective, choose_threshold, out_of_scope
+from mmbm_core.metrics.scope import choose_threshold, out_of_scope
 from mmbm_core.metrics.statistics import Difference, Interval, interval, paired_bootstrap, similarity
 from mmbm_core.metrics.text import Generation, generation, perplexity
 
@@ -18,7 +18,6 @@ __all__ = [
     "Difference",
     "Generation",
     "Interval",
-    "Objective",
     "Reliability",
     "choose_threshold",
     "classification",

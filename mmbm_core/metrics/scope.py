@@ -3,14 +3,10 @@
 Shapes: `N` rows, `C` classes.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from mmbm_core.errors import UsageError
 from mmbm_core.metrics.arrays import OUT_OF_SCOPE, Array, as_logits, as_numbers
-
-Objective = Literal["balanced", "accuracy"]
 
 
 def out_of_scope(logits: Array, labels: Array, scores: Array, *, threshold: float) -> dict[str, float]:
@@ -40,45 +36,35 @@ def out_of_scope(logits: Array, labels: Array, scores: Array, *, threshold: floa
     return {name: float(rows.mean()) for name, rows in parts.items() if len(rows)}
 
 
-def choose_threshold(
-    logits: Array, labels: Array, scores: Array, *, objective: Objective = "balanced", keep: float = 0.95
-) -> float:
-    """The threshold for `out_of_scope` that is best on validation rows; of equally good ones that which refuses fewest.
+def choose_threshold(logits: Array, labels: Array, scores: Array, *, keep: float) -> float:
+    """The threshold for `out_of_scope` that refuses most validation rows and still keeps most right answers.
 
-    It lies halfway between the scores of the rows it parts; where it refuses none it is the lowest score. O(N log N).
+    Of the thresholds that refuse the same out-of-scope rows it is the one that refuses fewest others, halfway to the
+    next score.
 
     Args:
         logits: (N, C).
         labels: (N,), OUT_OF_SCOPE where no class applies.
         scores: (N,): confidence that the row is in scope.
-        objective: `balanced` maximises the mean of in-scope accuracy and out-of-scope recall, however few rows are out
-            of scope; `accuracy` the share of rows dealt with rightly, being out of scope as one more class.
-        keep: share of in-scope rows to keep at least, by the highest threshold that does; it counts only where no row
-            is out of scope.
+        keep: share of the rightly classified in-scope rows that are not refused, at least: how much of the accuracy
+            remains.
 
     Raises:
-        UsageError: as `out_of_scope`; no in-scope row; an unknown objective; `keep` not above 0 and up to 1.
+        UsageError: as `out_of_scope`; no in-scope row is rightly classified; `keep` not above 0 and up to 1.
     """
     right, outside, confidence = _rows(logits, labels, scores)
-    num_outside, num_inside = int(outside.sum()), int((~outside).sum())
-    # the value of one out-of-scope and of one in-scope row: whole numbers, so that equal sums compare as equal
-    values = {"balanced": (num_inside, num_outside), "accuracy": (1, 1)}
-    if objective not in values:
-        raise UsageError(f"objective {objective!r} is unknown; allowed: {', '.join(values)}")
     if not 0 < keep <= 1:
         raise UsageError(f"keep is {keep}; allowed: above 0, up to 1")
-    if not num_inside:
-        raise UsageError("no validation row is in scope; a threshold needs some")
-    order = np.argsort(confidence)
-    confidence = confidence[order]
-    if not num_outside:
-        return float(confidence[min(int(num_inside * (1 - keep) + 1e-9), num_inside - 1)])
-    levels, first = np.unique(confidence, return_index=True)
-    cuts = np.append(first, len(confidence))  # how many rows each candidate refuses
-    gained, lost = (np.append(0, np.cumsum(rows[order], dtype=np.int64)) for rows in (outside, right))
-    value_outside, value_inside = values[objective]
-    best = int(np.argmax(value_outside * gained[cuts] - value_inside * lost[cuts]))
-    below, above = levels[max(best - 1, 0)], np.append(levels, np.nextafter(levels[-1], np.inf))[best]
+    if not right.any():
+        raise UsageError("no validation row in scope is rightly classified; a threshold needs some")
+    answered = np.sort(confidence[right])
+    highest = float(answered[min(int(len(answered) * (1 - keep) + 1e-9), len(answered) - 1)])
+    refused = confidence[outside & (confidence < highest)]
+    if not outside.any():
+        return highest
+    if not len(refused):
+        return float(confidence.min())
+    below, above = refused.max(), confidence[confidence > refused.max()].min()
     middle = below / 2 + above / 2
     return float(middle if middle > below else above)
 

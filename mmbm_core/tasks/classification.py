@@ -36,6 +36,8 @@ class ClassificationConfig(BaseTaskConfig):
     """Class names in the order of the logits; () takes those of the training rows."""
     out_of_scope: str | None = None
     """The label of rows that belong to no class: they are refused, by their confidence."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.995
+    """Share of the right answers on validation rows that refusing has to leave."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unimodal_logits: bool = False
@@ -135,8 +137,8 @@ class ClassificationTask(Task):
         logits, label = _labelled(predictions["logits"], targets["label"])
         self.temperature.fill_(fit_temperature(logits[label >= 0], label[label >= 0]))
         logits = logits / self.temperature.item()
-        if self.config.out_of_scope is not None:
-            self.threshold.fill_(metrics.choose_threshold(logits, label, _confidence(logits)))
+        if self.config.out_of_scope is not None and (logits.argmax(1) == label).any():
+            self.threshold.fill_(metrics.choose_threshold(logits, label, _confidence(logits), keep=self.config.keep))
 
 
 def _labelled(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

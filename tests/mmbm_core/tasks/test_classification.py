@@ -132,7 +132,7 @@ def test_the_threshold_is_chosen_on_validation_rows_and_holds_for_both_figures()
     val_logits, val_label = rows(300)
     logits, label = rows(300, seed=1)
     label[1] = UNSEEN
-    task = make(out_of_scope="oos")
+    task = make(out_of_scope="oos", keep=0.7)
     task.calibrate({"logits": val_logits}, {"label": val_label})
     threshold, temperature = task.threshold.item(), task.temperature.item()
 
@@ -144,13 +144,15 @@ def test_the_threshold_is_chosen_on_validation_rows_and_holds_for_both_figures()
         return right[inside].mean(), refused[~inside].mean()
 
     energies = torch.logsumexp(torch.from_numpy(val_logits).double() / temperature, 1).numpy()
-    best = max(sum(figures(val_logits, val_label, t)) for t in [*energies, energies.max() + 1])
-    assert sum(figures(val_logits, val_label, threshold)) == pytest.approx(best)
+    every = [figures(val_logits, val_label, t) for t in [*energies, energies.max() + 1]]
+    most = max(recall for accuracy, recall in every if accuracy >= 0.7 * max(accuracy for accuracy, _ in every))
+    accuracy, recall = figures(val_logits, val_label, threshold)
+    assert recall == pytest.approx(most) and accuracy >= 0.7 * max(accuracy for accuracy, _ in every)
     found = task.score({"logits": logits}, {"label": label})
     assert (found["accuracy"], found["oos_recall"]) == pytest.approx(figures(logits, label, threshold))
     inside = label != OUT_OF_SCOPE
     assert found["accuracy_before_refusal"] == pytest.approx((logits.argmax(1) == label)[inside].mean())
-    assert found["accuracy"] < found["accuracy_before_refusal"] and found["oos_recall"] > 0.3
+    assert found["accuracy"] < found["accuracy_before_refusal"] and found["oos_recall"] > 0.2
 
 
 def test_the_temperature_does_not_change_who_is_right() -> None:
