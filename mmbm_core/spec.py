@@ -3,6 +3,7 @@
 A recipe writes it, training completes it (label names, widths), and the bundle keeps it.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +82,8 @@ class ModelSpec(BaseModel):
         if self.width is None and self.fusion is not None:
             raise ValueError("width is missing: a fusion works in a width of its own")
         for name, task in self.tasks.items():
+            if getattr(task, "start", "") == "canonical":
+                self._check_canonical(name, task.views["inputs"])
             for view in task.views.values():
                 unknown = [m for m in view if m not in self.encoders]
                 if unknown:
@@ -89,3 +92,9 @@ class ModelSpec(BaseModel):
                         f"{', '.join(self.encoders)}"
                     )
         return self
+
+    def _check_canonical(self, name: str, view: Mapping[Modality, str]) -> None:
+        trained = [m for m in view if m in self.encoders and not self.encoders[m].stored]
+        if trained or self.width is None:
+            what = f"{', '.join(trained)} is trained" if trained else "width is missing"
+            raise ValueError(f"task {name} has start: canonical, for adapters of frozen encoders; {what}")

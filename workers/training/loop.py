@@ -19,6 +19,7 @@ from mmbm_core.balance import build_balancer, ogm_ge_
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.model import Batch, Model
 from mmbm_core.sample import Modality
+from mmbm_core.tasks.align import AlignTask
 from mmbm_core.tasks.base import TaskOutput
 from workers.storage import Storage
 from workers.training.batches import BatchMaker
@@ -47,6 +48,7 @@ from workers.training.schedule import (
 )
 from workers.training.scoring import Scores, predict, score, smaller_is_better
 from workers.training.settings import TrainingSettings
+from workers.training.start import start_adapters
 from workers.training.together import Place, average_gradients, sum_counts
 from workers.training.trial import try_batches
 
@@ -101,7 +103,7 @@ class Training:
         self.only_until = settings.weak_first.epochs * sum(self.epoch_steps) if settings.weak_first else 0
         self.evaluate_at = scored_steps(self.num_steps, settings.evaluations)
         self.balancer = build_balancer(settings.balancer, tasks=list(model.tasks)).to(place.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, self.balancer, settings), fused=True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, self.balancer, settings))
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.dtype = precision_of(settings, place.device)
@@ -120,6 +122,8 @@ class Training:
         """
         self._resume()
         try_batches(model=self.model, batches=self._trial(), forward=self._forward)
+        if not self.step:
+            self._start()
         self.started = saved = time.monotonic()
         self.first_step, trained_s, begun = self.step, 0.0, 0.0
         for batches in self._steps():
@@ -142,6 +146,19 @@ class Training:
             scores=self.kept.best_scores, history=self.kept.history, bad_values=bad, values_cut=cut,
             rows_per_s=self._rows() / max(trained_s, 1e-9),
         )  # fmt: skip
+
+    def _start(self) -> None:
+        """Adapters that do not begin at random."""
+        for name, task in self.model.tasks.items():
+            if isinstance(task, AlignTask) and task.config.start == "canonical":
+                index = next(i for i, each in enumerate(self.sets) if name in each.maker.tasks)
+                each, size = self.sets[index], self.batch_sizes[index]
+                tables = each.feed.train_rows(
+                    seed=self.settings.seed, rank=self.place.rank, world=self.place.world, batch_size=size,
+                    first_step=0, last_step=self.epoch_steps[index],
+                )  # fmt: skip
+                start_adapters(self.model, task.config, each.maker(tables, counted=0), world=self.place.world)
+                self.kept = Kept(self.model, average=self.settings.average)
 
     def calibrate(self) -> Scores:
         """Choose temperatures and thresholds on the validation rows; gives the scores that the bundle is sold by."""

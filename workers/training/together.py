@@ -1,6 +1,6 @@
 """The workers of one training: who each is, and what they do together once a step, and at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,3 +40,13 @@ def sum_counts(counts: Sequence[int], *, world: int, device: torch.device) -> li
     if world > 1:
         dist.all_reduce(total)
     return [int(count) for count in total.tolist()]
+
+
+def sum_tensors(tensors: Iterable[Tensor], *, world: int, device: torch.device) -> None:
+    """Replace tensors on the CPU by their sums over the workers; every worker must call it."""
+    if world == 1:
+        return
+    for tensor in tensors:
+        total = tensor.to(device)
+        dist.all_reduce(total)
+        tensor.copy_(total)

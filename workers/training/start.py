@@ -1,0 +1,35 @@
+"""Where adapters begin: at random, or where canonical correlation analysis of the training rows puts them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from mmbm_core.canonical import Moments, canonical_maps
+from mmbm_core.model import Batch, Model
+from mmbm_core.sample import Modality
+from mmbm_core.tasks.align import AlignConfig
+from workers.training.together import sum_tensors
+
+
+@torch.no_grad()
+def start_adapters(model: Model, config: AlignConfig, batches: Iterable[Batch], *, world: int) -> None:
+    """Set the adapters of a task's modalities by one pass over its rows, on all workers alike."""
+    layers: dict[Modality, nn.Sequential] = {m: model.adapters[m] for m in config.inputs}  # type: ignore[misc]
+    moments = Moments({m: layers[m][0].normalized_shape[0] for m in model.modalities if m in layers})  # type: ignore
+    for batch in batches:
+        vectors, present = {}, {}
+        for modality, column in config.inputs.items():
+            values = batch.values.get((modality, column))
+            if values is None or not len(values.rows):
+                continue
+            means = layers[modality][0](values.data.float()).mean(1)  # type: ignore[union-attr]
+            vectors[modality] = means.new_zeros(len(batch.ids), means.shape[1]).index_copy(0, values.rows, means)
+            present[modality] = torch.zeros(len(batch.ids), dtype=torch.bool, device=means.device)
+            present[modality][values.rows] = True
+        moments.add(vectors, present)
+    sum_tensors(moments.sums(), world=world, device=model.device)
+    for modality, (weight, bias) in canonical_maps(moments, width=model.width, ridge=config.ridge).items():
+        linear = layers[modality][-1]
+        linear.weight.copy_(weight)  # type: ignore[union-attr, operator]
+        linear.bias.copy_(bias)  # type: ignore[union-attr, operator]
