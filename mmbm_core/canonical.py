@@ -5,7 +5,7 @@ analysis, JMLR 3, 2002, section 3.2). Shapes: `B` rows, `E` an input's width, `D
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, permutations
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class Moments:
         return total / count.clamp(min=1)
 
     def covariance(self, a: Modality, b: Modality) -> Tensor:
-        """(E_a, E_b): `a` not after `b` in the order of the widths."""
+        """(E_a, E_b)"""
+        if (a, b) not in self._pairs:
+            return self.covariance(b, a).T
         count, sum_a, sum_b, products = self._pairs[a, b]
         count = count.clamp(min=1)
         return products / count - torch.outer(sum_a / count, sum_b / count)
@@ -64,9 +66,8 @@ def canonical_maps(moments: Moments, *, width: int, ridge: float) -> dict[Modali
     """
     names = list(moments.widths)
     whiteners = {m: _inverse_root(moments.covariance(m, m), ridge) for m in names}
-    blocks = [
-        [_between(moments, whiteners, a, b) if a != b else torch.zeros_like(whiteners[a]) for b in names] for a in names
-    ]
+    between = {(a, b): whiteners[a] @ moments.covariance(a, b) @ whiteners[b] for a, b in permutations(names, 2)}
+    blocks = [[between[a, b] if a != b else torch.zeros_like(whiteners[a]) for b in names] for a in names]
     values, vectors = torch.linalg.eigh(torch.cat([torch.cat(row, dim=1) for row in blocks]))
     values, vectors = values.flip(0)[:width].clamp(min=0), vectors.flip(1)[:, :width]
     found = {}
@@ -84,10 +85,3 @@ def _inverse_root(covariance: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     spread = values.mean().clamp(min=1e-12)
     return vectors @ torch.diag((values.clamp(min=0) + ridge * spread).rsqrt()) @ vectors.T
-
-
-def _between(moments: Moments, whiteners: Mapping[Modality, Tensor], a: Modality, b: Modality) -> Tensor:
-    names = list(moments.widths)
-    if names.index(a) > names.index(b):
-        return _between(moments, whiteners, b, a).T
-    return whiteners[a] @ moments.covariance(a, b) @ whiteners[b]

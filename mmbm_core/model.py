@@ -89,10 +89,8 @@ class Model(nn.Module):
         for (modality, column), values in batch.values.items():
             if len(values.rows) and modality in (self.modalities if only is None else only):
                 tokens, mask = self.encode(modality, values.data)
-                present = torch.zeros(len(batch.ids), dtype=torch.bool, device=mask.device)
-                present[values.rows] = True
-                tokens, mask = (_scatter(each, values.rows, len(batch.ids)) for each in (tokens, mask))
-                encoded[modality, column] = Encoded(tokens, mask, present)
+                each = (tokens, mask, torch.ones_like(values.rows, dtype=torch.bool))
+                encoded[modality, column] = Encoded(*(scatter(part, values.rows, len(batch.ids)) for part in each))
         return encoded
 
     def heads(
@@ -204,7 +202,7 @@ def _adapter(width_in: int, spec: ModelSpec) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+def scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """(N, ...) to its places in (B, ...); zeros elsewhere."""
     return values.new_zeros(num_rows, *values.shape[1:]).index_copy(0, rows, values)
 

@@ -14,6 +14,7 @@ from mmbm_core.encoders.scratch import ScratchConfig
 from mmbm_core.fusion import FusionConfig
 from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.tasks import TaskConfig
+from mmbm_core.tasks.align import AlignConfig
 
 
 class EncoderConfig(BaseModel):
@@ -82,7 +83,7 @@ class ModelSpec(BaseModel):
         if self.width is None and self.fusion is not None:
             raise ValueError("width is missing: a fusion works in a width of its own")
         for name, task in self.tasks.items():
-            if getattr(task, "start", "") == "canonical":
+            if isinstance(task, AlignConfig) and task.start == "canonical":
                 self._check_canonical(name, task.views["inputs"])
             for view in task.views.values():
                 unknown = [m for m in view if m not in self.encoders]

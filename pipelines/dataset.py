@@ -164,7 +164,7 @@ def _set_spec(
     return SetSpec(
         source_schema=schema, encodings=tuple(encodings), kept=tuple(sorted({top_column(schema, t) for t in targets})),
         id_column=settings.id_column or (ID if ID in schema.names else None),
-        explode=TURN if turns else settings.explode, turns=turns,
+        explode=TURN if turns else settings.explode, turns=turns, one_each=settings.one_each,
         urls=_urls(settings, inputs), format=inputs.format, labels=tuple(sorted(wanted.labels & here)),
         split=SplitSpec(val_fraction=settings.val_fraction, seed=seed, group=settings.group,
                         val_groups=settings.val_groups),
@@ -198,8 +198,7 @@ def index_set(
     bad = 0
     for inputs, spec in opened:
         found = _index(inputs, spec, storage, val, sides)
-        units = found.feed.units if settings.one_each else [replace(unit, starts=None) for unit in found.feed.units]
-        feeds.append(replace(found.feed, units=units))
+        feeds.append(found.feed)
         counts, bad = counts | found.counts, bad + found.rows_bad
     feed = feeds[0]
     if len(feeds) == 2:
@@ -221,7 +220,8 @@ def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, s
         bad += facts["bad"]
         for name, values in json.loads(facts["labels"]).items():
             counts[name].update(values)
-        train, held, starts = (np.frombuffer(facts[name], np.int32) for name in ("train", "val", "starts"))
+        train, held = (np.frombuffer(facts[side], np.int32) for side in ("train", "val"))
+        starts = None if facts["starts"] is None else np.frombuffer(facts["starts"], np.int32)
         indexed.append(IndexedUnit(storage=where, unit=unit, train=train, val=held, starts=starts))
         rows += len(train) + len(held)
         progress.update(rows=rows, fraction=len(indexed) / len(units))

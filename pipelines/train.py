@@ -114,7 +114,7 @@ def _drop_others(plan: TrainingPlan) -> None:
     storage = plan.storage
     if all(serves(storage, plan.checkpoint(job), job.key) for job in plan.jobs):
         return
-    say("an earlier, unfinished training of another recipe or of other rows is dropped")
+    say("what an earlier training left is dropped: it is damaged, or of another recipe or other rows")
     storage.delete_dir(f"{plan.folder}/{BUNDLE}")
     for entry in list(storage.list(plan.folder)):
         if entry.name.endswith(CHECKPOINT):

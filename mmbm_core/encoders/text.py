@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer
-from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
+from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, token_budget, tokenizer_fingerprint
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
@@ -69,7 +69,7 @@ class TextEncoder(Encoder):
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def budget(self, modality: Modality) -> int:
-        return 1024 if self.device.type == "cpu" else 65536
+        return token_budget(self.device)
 
     def preprocessing(self) -> dict[str, Any]:
         rules = tokenizer_fingerprint(self.tokenizer)

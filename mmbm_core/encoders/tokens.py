@@ -28,6 +28,11 @@ class TokenBatch(NamedTuple):
     """(B, T) int64: 1 for a real token."""
 
 
+def token_budget(device: torch.device) -> int:
+    """Tokens, padding counted, of a batch that uses the device well."""
+    return 1024 if device.type == "cpu" else 65536
+
+
 def prepare_texts(
     tokenizer: Any, values: Sequence[str], *, max_tokens: int, limits: Limits, prompt: str = ""
 ) -> list[Item | MediaError]:

@@ -30,10 +30,9 @@ class AlignConfig(BaseTaskConfig):
     loss: ContrastiveConfig = ContrastiveConfig()
     group: str | None = None
     """The column that names what rows share (one photograph with several captions); None: the id before its `#`."""
-
     start: Literal["random", "canonical"] = "random"
-    """Where the adapters begin. `canonical`: at the solution of canonical correlation analysis, which a few thousand
-    rows need; for frozen encoders."""
+    """Where the adapters begin. `canonical`: at the solution of canonical correlation analysis of the training rows;
+    for frozen encoders."""
     ridge: Annotated[float, Field(gt=0)] = 2.0
     """Of that analysis: what is added to each covariance, as a multiple of its mean eigenvalue."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmbm_core.bpe import END, MIN_VOCAB, PAD, START, UNKNOWN, load_bpe
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer, locate
+from mmbm_core.encoders.tokens import token_budget
 from mmbm_core.errors import UsageError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -79,7 +80,7 @@ class TextDecoder(nn.Module):
     @property
     def budget(self) -> int:
         """Target tokens, padding counted, that are decoded at once."""
-        return 1024 if self.model.device.type == "cpu" else 65536
+        return token_budget(self.model.device)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """(B, max_tokens) int64: each text's tokens up to its end, then padding."""

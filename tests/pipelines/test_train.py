@@ -146,6 +146,28 @@ def test_a_checkpoint_serves_no_other_training(train: Train, tmp_path: Path, mon
     assert (tmp_path / "out" / "bundle.json").exists() and not (tmp_path / "out.training").exists()
 
 
+def test_a_damaged_checkpoint_of_the_same_training_can_be_overwritten(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "in" / "t.jsonl", color_rows(40, media=False))
+    save = loop_module.save_checkpoint
+
+    def stop(*args: Any) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(text_recipe(epochs=1), data)
+    file = tmp_path / "out.training" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(RunError, match="model.safetensors is damaged .*; begin again with --overwrite"):
+        train(text_recipe(epochs=1), data)
+    train(text_recipe(epochs=1), data, overwrite=True)
+    assert (tmp_path / "out" / "bundle.json").exists()
+
+
 def test_weak_first_trains_one_modality_alone(train: Train, colors: Path, tmp_path: Path) -> None:
     first = {"weak_first": {"modality": "image", "epochs": 1}, "evaluations": 1}
     train(color_recipe(epochs=1, **first), colors)

@@ -44,7 +44,8 @@ def load_checkpoint(storage: Storage, path: str) -> Checkpoint | None:
         return None
     data = storage.read_bytes(path)
     try:
-        facts = _facts(data)
+        size = int.from_bytes(data[:8], "little")
+        facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FACTS])
         tensors = safetensors.torch.load(data)
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
         raise RunError(f"checkpoint {storage.uri(path)} is damaged ({error}); {BEGIN_AGAIN}") from error
@@ -58,14 +59,10 @@ def load_checkpoint(storage: Storage, path: str) -> Checkpoint | None:
 def serves(storage: Storage, path: str, key: str) -> bool:
     """Could the training of that key go on from what is at `path`? True where there is nothing."""
     try:
-        return not storage.exists(path) or bool(_facts(storage.read_bytes(path))["key"] == key)
-    except (ValueError, KeyError):
+        saved = load_checkpoint(storage, path)
+    except RunError:
         return False
-
-
-def _facts(data: bytes) -> dict[str, Any]:
-    size = int.from_bytes(data[:8], "little")
-    return dict(json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FACTS]))
+    return saved is None or bool(saved.facts["key"] == key)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

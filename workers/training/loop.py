@@ -152,12 +152,8 @@ class Training:
         for name, task in self.model.tasks.items():
             if isinstance(task, AlignTask) and task.config.start == "canonical":
                 index = next(i for i, each in enumerate(self.sets) if name in each.maker.tasks)
-                each, size = self.sets[index], self.batch_sizes[index]
-                tables = each.feed.train_rows(
-                    seed=self.settings.seed, rank=self.place.rank, world=self.place.world, batch_size=size,
-                    first_step=0, last_step=self.epoch_steps[index],
-                )  # fmt: skip
-                start_adapters(self.model, task.config, each.maker(tables, counted=0), world=self.place.world)
+                batches = self.sets[index].maker(self._tables(index, 0, self.epoch_steps[index]), counted=0)
+                start_adapters(self.model, task.config, batches, world=self.place.world)
                 self.kept = Kept(self.model, average=self.settings.average)
 
     def calibrate(self) -> Scores:
@@ -190,12 +186,15 @@ class Training:
         """All batches that are left of one set, `accumulate` a step."""
         each, mine = self.sets[index], self.turns == index
         first, count = int(mine[: self.step].sum()), self.settings.accumulate
-        tables = each.feed.train_rows(
-            seed=self.settings.seed, rank=self.place.rank, world=self.place.world, batch_size=self.batch_sizes[index],
-            first_step=first, last_step=int(mine.sum()),
-        )  # fmt: skip
-        parts = (part for table in tables for part in parts_of(table, count))
+        parts = (part for table in self._tables(index, first, int(mine.sum())) for part in parts_of(table, count))
         return each.maker(parts, counted=max(0, self.epoch_steps[index] - first) * count)
+
+    def _tables(self, index: int, first_step: int, last_step: int) -> Iterator[pa.Table]:
+        """This rank's training rows of some of a set's steps."""
+        return self.sets[index].feed.train_rows(
+            seed=self.settings.seed, rank=self.place.rank, world=self.place.world, batch_size=self.batch_sizes[index],
+            first_step=first_step, last_step=last_step,
+        )  # fmt: skip
 
     def _step(self, batches: list[Batch]) -> None:
         settings, seed = self.settings, self.settings.seed

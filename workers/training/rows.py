@@ -75,6 +75,8 @@ class SetSpec(RowSpec):
     """Columns whose values are counted: classes."""
     split: SplitSpec
     turns: Turns | None = None
+    one_each: bool = False
+    """An epoch takes one of the rows that an exploded one became."""
 
 
 def texts_of(spec: SetSpec, storage: Storage, unit: Unit, rows: np.ndarray, columns: Sequence[str]) -> list[str]:
@@ -159,12 +161,17 @@ def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -
         if len(found) > _MAX_CLASSES:
             raise UsageError(f"column {name!r} has over {_MAX_CLASSES:,} values in {unit.source.relative}: no classes")
     bad = quarantine.lines
-    whole = [ids[i].rsplit("#", 1)[0] for i in train]
-    starts = np.array([i for i, id in enumerate(whole) if not i or id != whole[i - 1]], np.int32)
+    starts = _starts([ids[i] for i in train]).tobytes() if spec.one_each else None
     return {
-        "train": train.tobytes(), "val": val.tobytes(), "starts": starts.tobytes(), "labels": json.dumps(counts),
+        "train": train.tobytes(), "val": val.tobytes(), "starts": starts, "labels": json.dumps(counts),
         "bad": len(bad), "error": f"{bad[0]['source']}: {bad[0]['error']}" if bad else "",
     }  # fmt: skip
+
+
+def _starts(ids: Sequence[str]) -> np.ndarray:
+    """Where the elements of each exploded row begin."""
+    whole = [id.rsplit("#", 1)[0] for id in ids]
+    return np.array([i for i, id in enumerate(whole) if not i or id != whole[i - 1]], np.int32)
 
 
 def column_values(table: pa.Table, column: str) -> list[Any]:

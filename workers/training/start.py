@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmbm_core.canonical import Moments, canonical_maps
-from mmbm_core.model import Batch, Model
+from mmbm_core.model import Batch, Model, scatter
 from mmbm_core.sample import Modality
 from mmbm_core.tasks.align import AlignConfig
 from workers.training.together import sum_tensors
@@ -24,9 +24,8 @@ def start_adapters(model: Model, config: AlignConfig, batches: Iterable[Batch], 
             if values is None or not len(values.rows):
                 continue
             means = layers[modality][0](values.data.float()).mean(1)  # type: ignore[union-attr]
-            vectors[modality] = means.new_zeros(len(batch.ids), means.shape[1]).index_copy(0, values.rows, means)
-            present[modality] = torch.zeros(len(batch.ids), dtype=torch.bool, device=means.device)
-            present[modality][values.rows] = True
+            here = torch.ones_like(values.rows, dtype=torch.bool)
+            vectors[modality], present[modality] = (scatter(x, values.rows, len(batch.ids)) for x in (means, here))
         moments.add(vectors, present)
     sum_tensors(moments.sums(), world=world, device=model.device)
     for modality, (weight, bias) in canonical_maps(moments, width=model.width, ridge=config.ridge).items():

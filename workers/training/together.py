@@ -36,9 +36,8 @@ def average_gradients(total: Tensor, trained: Sequence[nn.Parameter], *, world: 
 
 def sum_counts(counts: Sequence[int], *, world: int, device: torch.device) -> list[int]:
     """Sums over the workers; every worker must call it."""
-    total = torch.tensor(counts, device=device)
-    if world > 1:
-        dist.all_reduce(total)
+    total = torch.tensor(counts)
+    sum_tensors([total], world=world, device=device)
     return [int(count) for count in total.tolist()]
 
 
