@@ -65,8 +65,10 @@ def _positives(x: Tensor, groups: Tensor | None) -> Tensor:
     return own[:, None] == own
 
 
-def sequence_nll(logits: Tensor, targets: Tensor, *, ignore: int, label_smoothing: float = 0.0) -> Tensor:
-    """Mean negative log likelihood per token, in nats; 0 where no token counts.
+def sequence_nll(
+    logits: Tensor, targets: Tensor, *, ignore: int, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Negative log likelihood of each row's tokens together, in nats; 0 where no token counts.
 
     Args:
         logits: (B, T, V).
@@ -75,16 +77,14 @@ def sequence_nll(logits: Tensor, targets: Tensor, *, ignore: int, label_smoothin
         label_smoothing: share of the target spread evenly over the vocabulary (arXiv 1512.00567, section 7).
 
     Returns:
-        ().
+        As it is (B,), without a gradient, and with the smoothed targets (B,).
     """
-    total = F.cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=ignore,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    return total / (targets != ignore).sum().clamp(min=1)
+    real = targets != ignore
+    log_p = F.log_softmax(logits[real], dim=-1)  # one pass over V for both; padding costs none
+    plain = -log_p.gather(1, targets[real][:, None])[:, 0]
+    smoothed = (1 - label_smoothing) * plain - label_smoothing * log_p.mean(1)
+    none = plain.new_zeros(targets.shape)
+    return none.masked_scatter(real, plain.detach()).sum(1), none.masked_scatter(real, smoothed).sum(1)
 
 
 class ContrastiveConfig(BaseModel):

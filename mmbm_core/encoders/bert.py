@@ -77,7 +77,6 @@ def build_bert(config: BertConfig, *, tokenizer: str) -> BertEncoder:
             max_position_embeddings=config.max_tokens,
             layer_types=["full_attention"] * config.layers,
             rope_parameters={"full_attention": rope, "sliding_attention": rope},
-            attention_dropout=config.dropout,
             embedding_dropout=config.dropout,
             mlp_dropout=config.dropout,
             pad_token_id=wrapped.pad_token_id,

@@ -41,7 +41,8 @@ class ClassificationConfig(BaseTaskConfig):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unimodal_logits: bool = False
-    """Add each present modality's own logits to the joint ones (I2M2, arXiv 2405.17613)."""
+    """Add each present modality's own logits to the joint ones (I2M2, arXiv 2405.17613). They also have a loss of their
+    own, so that no encoder learns less because another one is easier to learn from."""
 
     @property
     def views(self) -> dict[str, View]:
@@ -103,6 +104,8 @@ class ClassificationTask(Task):
         own = {m: head(self.dropout(view.vectors[m])).float() for m, head in self.own.items()}  # type: ignore[index]
         logits = self._logits(view, own)
         loss = _in_scope_loss(logits, label, view.present, self.config.label_smoothing)
+        for modality, each in own.items():
+            loss = loss + _in_scope_loss(each, label, self._present(view, modality), self.config.label_smoothing)
         if self.config.out_of_scope is not None:
             loss = loss + _flat_loss(logits, label == OUT_OF_SCOPE)
         return TaskOutput(loss, {"logits": logits.detach()} | {f"{_OWN}{m}": each.detach() for m, each in own.items()})
@@ -111,9 +114,13 @@ class ClassificationTask(Task):
         """(B, C): joint logits, plus each present modality's own."""
         logits = self.joint(self.dropout(view.fused.pooled)).float()
         for modality, each in own.items():
-            present = view.presence[:, self.modalities.index(modality)]  # type: ignore[arg-type]
-            logits = logits + torch.where(present[:, None], each, torch.zeros_like(each))
+            present = self._present(view, modality)[:, None]
+            logits = logits + torch.where(present, each, torch.zeros_like(each))
         return logits
+
+    def _present(self, view: Representation, modality: str) -> Tensor:
+        """(B,) bool"""
+        return view.presence[:, self.modalities.index(modality)]  # type: ignore[arg-type]
 
     def own_scores(self, output: TaskOutput, targets: Mapping[str, Tensor]) -> dict[Modality, Tensor]:
         rows = targets["label"] >= 0

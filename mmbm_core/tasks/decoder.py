@@ -264,7 +264,7 @@ def _from_scratch(config: DecoderConfig, width: int, assets: Mapping[str, bytes]
     architecture = MBartConfig(
         vocab_size=len(tokenizer), d_model=width, max_position_embeddings=config.max_tokens, encoder_layers=0,
         decoder_layers=config.layers, decoder_attention_heads=config.heads,
-        decoder_ffn_dim=config.feed_forward * width, dropout=config.dropout, attention_dropout=config.dropout,
+        decoder_ffn_dim=config.feed_forward * width, dropout=config.dropout,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id, forced_eos_token_id=None,
     )  # fmt: skip

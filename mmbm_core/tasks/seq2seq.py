@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmbm_core import metrics
 from mmbm_core.batching import cut_batches
@@ -133,10 +133,8 @@ class Seq2SeqTask(Task):
             here = rows[part]
             said = labels[here, : max(1, int(lengths[here].max()))]
             logits = self.decoder(view.fused.tokens[here], view.fused.mask[here], said)
-            smoothed = sequence_nll(logits, said, ignore=pad, label_smoothing=self.config.label_smoothing)
-            total = total + smoothed * lengths[here].sum()
-            with torch.no_grad():
-                nll[here] = nn.functional.cross_entropy(logits.mT, said, ignore_index=pad, reduction="none").sum(1)
+            nll[here], smoothed = sequence_nll(logits, said, ignore=pad, label_smoothing=self.config.label_smoothing)
+            total = total + smoothed.sum()
         return total / lengths.sum().clamp(min=1), {"nll": nll, "tokens": lengths}
 
     def score(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, float]:

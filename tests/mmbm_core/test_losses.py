@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbm_core.errors import UsageError
@@ -61,23 +62,37 @@ def test_losses_equal_loops(groups: Tensor | None) -> None:
     assert found == pytest.approx(_siglip_loops(x.numpy(), y.numpy(), 9.0, -4.0, labels), rel=1e-12)
 
 
-def test_sequence_nll_is_the_mean_over_real_tokens() -> None:
+def test_sequence_nll_is_of_the_real_tokens_of_each_row() -> None:
     logits = 3 * torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     targets = torch.tensor([[1, 4, 0, 0], [2, 0, 3, 3]])
     log_p = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log().numpy()
-    real = [(b, t, int(targets[b, t])) for b in range(2) for t in range(4) if targets[b, t] != 0]
-    plain = -sum(log_p[b, t, v] for b, t, v in real) / 5
-    even = -sum(log_p[b, t].mean() for b, t, _ in real) / 5
-    assert sequence_nll(logits, targets, ignore=0).item() == pytest.approx(plain)
-    smoothed = sequence_nll(logits, targets, ignore=0, label_smoothing=0.1).item()
-    assert smoothed == pytest.approx(0.9 * plain + 0.1 * even)
+    real = [[(t, int(targets[b, t])) for t in range(4) if targets[b, t] != 0] for b in range(2)]
+    plain = [-sum(log_p[b, t, v] for t, v in real[b]) for b in range(2)]
+    even = [-sum(log_p[b, t].mean() for t, _ in real[b]) for b in range(2)]
+    for smoothing in (0.0, 0.1):
+        nll, smoothed = sequence_nll(logits, targets, ignore=0, label_smoothing=smoothing)
+        assert nll.tolist() == pytest.approx(plain)
+        assert smoothed.tolist() == pytest.approx(
+            [(1 - smoothing) * p + smoothing * e for p, e in zip(plain, even, strict=True)]
+        )
+
+
+def test_sequence_nll_learns_as_torch_has_it() -> None:
+    logits = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1, 4, 0, 0], [2, 0, 3, 3], [0, 0, 0, 0]])
+    sequence_nll(logits, targets, ignore=0, label_smoothing=0.2)[1].sum().backward()
+    found, logits.grad = logits.grad, None
+    flat = logits.flatten(0, 1)
+    F.cross_entropy(flat, targets.flatten(), ignore_index=0, reduction="sum", label_smoothing=0.2).backward()
+    torch.testing.assert_close(found, logits.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_sequence_nll_of_padding_alone_is_zero() -> None:
     logits = torch.randn(2, 3, 5, requires_grad=True)
-    loss = sequence_nll(logits, torch.full((2, 3), -100), ignore=-100)
-    loss.backward()
-    assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
+    nll, smoothed = sequence_nll(logits, torch.full((2, 3), -100), ignore=-100)
+    smoothed.sum().backward()
+    assert not nll.any() and not smoothed.any()
+    assert logits.grad is not None and not logits.grad.any()
 
 
 def _batch() -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -82,6 +82,12 @@ def test_own_logits_count_where_their_modality_is() -> None:
     own: Any = {m: shown.vectors[m] @ task.own[m].weight.T + task.own[m].bias for m in ("text", "image")}  # type: ignore[index]
     expected = [joint[0] + own["text"][0] + own["image"][0], joint[1] + own["text"][1], joint[2]]
     torch.testing.assert_close(output.predictions["logits"], torch.stack(expected).detach())
+    losses = [F.cross_entropy(torch.stack(expected[:2]), torch.tensor([0, 1]))]
+    losses += [
+        F.cross_entropy(own["text"][:2], torch.tensor([0, 1])),
+        F.cross_entropy(own["image"][:1], torch.tensor([0])),
+    ]
+    torch.testing.assert_close(output.loss, sum(losses))
     scores = task.own_scores(output, {"label": torch.tensor([0, 1, UNSEEN])})
     for name in ("text", "image"):
         right = F.softmax(own[name], -1)[[0, 1], [0, 1]]
