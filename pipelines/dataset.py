@@ -24,7 +24,7 @@ from workers.columns import column_type, top_column
 from workers.readers.base import Unit, UnitSize
 from workers.readers.discover import InputSet, discover
 from workers.readers.tabular import is_list
-from workers.storage import Storage, open_location
+from workers.storage import Storage
 from workers.training.feed import READ_CPUS, Feed
 from workers.training.rows import (
     TURN,
@@ -208,7 +208,7 @@ def index_set(
 
 def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, sides: Sides) -> Indexed:
     units = [(s, u) for s, source in inputs.sources() for u in inputs.reader.units(s, source, UNIT)]
-    dealt = _judged(units) if sides == "all" else _sides(units, val)
+    dealt = _judged(units) if sides == "all" else _sides(units, inputs.format, val)
     progress = Progress(f"reading {inputs.format} for ids and labels")
     shared = ray.put(spec)
     calls = [(shared, s, u, side) for (s, u), side in zip(units, dealt, strict=True)]
@@ -229,13 +229,11 @@ def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, s
     return Indexed(feed=Feed(spec=spec, units=indexed, storage=storage), counts=counts, rows_bad=bad)
 
 
-def _sides(units: Sequence[tuple[Storage, Unit]], val: str | None) -> list[Side | None]:
+def _sides(units: Sequence[tuple[Storage, Unit]], format: str, val: str | None) -> list[Side | None]:
     """Of each unit, what --val or its file's name says; None where rows are to be dealt out."""
     if val is not None:
-        storage, path = open_location(val)
-        base = storage.uri(path).rstrip("/")
-        uris = [where.uri(unit.source.path) for where, unit in units]
-        return ["val" if f"{uri}/".startswith(f"{base}/") else "train" for uri in uris]
+        held = {where.uri(source.path) for where, source in discover([val], format=format).sources()}
+        return ["val" if where.uri(unit.source.path) in held else "train" for where, unit in units]
     named = [side_of(unit.source.relative) for _, unit in units]
     if "val" in named:
         return [side or "train" for side in named]

@@ -128,7 +128,7 @@ class Seq2SeqTask(Task):
         labels = torch.where(usable[:, None], tokens, pad)
         lengths = (labels != pad).sum(1)
         nll = torch.zeros(len(usable), device=usable.device)
-        total = 0.0
+        total = torch.zeros((), device=usable.device)
         for part in cut_batches(lengths[rows].tolist(), budget=self.decoder.budget):  # padding is work too
             here = rows[part]
             said = labels[here, : max(1, int(lengths[here].max()))]

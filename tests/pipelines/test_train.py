@@ -366,3 +366,12 @@ def test_recipes_are_checked_whole(tmp_path: Path) -> None:
         load_recipe("clinc-understanding", settings=["training"])
     changed = load_recipe("clinc-understanding", settings=["training.epochs=3", "model.tasks.intent.label=topic"])
     assert changed.training.epochs == 3 and changed.model.tasks["intent"].label == "topic"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("val", ["val.parquet", "*l.parquet", "folder"])
+def test_val_names_the_rows_to_validate_on(train: Train, tmp_path: Path, val: str) -> None:
+    for part in (0, 1):
+        write_rows(tmp_path / "in" / f"{part}.parquet", color_rows(12, seed=part))
+    write_rows(tmp_path / "in" / ("folder/0.parquet" if val == "folder" else "val.parquet"), color_rows(12, seed=2))
+    found = train(text_recipe(epochs=1), tmp_path / "in" / "[01].parquet", val=str(tmp_path / "in" / val))
+    assert (found["rows_train"], found["rows_val"]) == (24, 12)
