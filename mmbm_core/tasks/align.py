@@ -29,7 +29,7 @@ class AlignConfig(BaseTaskConfig):
     inputs: Annotated[View, Field(min_length=2)]
     loss: ContrastiveConfig = ContrastiveConfig()
     group: str | None = None
-    """The column that names what rows share (one photograph with several captions); None: the id before its `#`."""
+    """The column that names what rows share (one photograph with several captions); None: the id of the source row."""
     start: Literal["random", "canonical"] = "random"
     """Where the adapters begin. `canonical`: at the solution of canonical correlation analysis of the training rows;
     for frozen encoders."""
@@ -57,7 +57,7 @@ class AlignTask(Task):
         self.contrast = ContrastiveLoss(config.loss, modalities=[m for m in modalities if m in config.inputs])
 
     def encode_targets(self, columns: Mapping[str, Sequence[Any]], ids: Sequence[str]) -> dict[str, np.ndarray]:
-        names = columns[self.config.group] if self.config.group else [id.split("#")[0] for id in ids]
+        names = columns[self.config.group] if self.config.group else ids
         return {"group": np.array([_number_of(str(name)) for name in names], np.int64)}
 
     def forward(self, views: Mapping[str, Representation], targets: Mapping[str, Tensor]) -> TaskOutput:

@@ -97,7 +97,11 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def encode_targets(self, columns: Mapping[str, Sequence[Any]], ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """Arrays (B, ...) of the target columns' values; what can't be used is IGNORED or NaN."""
+        """Arrays (B, ...) of the target columns' values; what can't be used is IGNORED or NaN.
+
+        Args:
+            ids: of the source rows; rows that one was exploded into share its id.
+        """
 
     @abstractmethod
     def forward(self, views: Mapping[str, Representation], targets: Mapping[str, Tensor]) -> TaskOutput:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from mmbm_core.errors import UsageError
 from pipelines.recipe import Recipe
-from tests.training import LABEL, TEXT, color_recipe, color_rows, recipe, write_rows
+from tests.training import AUDIO, IMAGE, LABEL, TEXT, color_recipe, color_rows, recipe, write_rows
 
 Run = Callable[..., dict[str, Any]]
 
@@ -136,3 +136,13 @@ def test_alignment_is_scored_beside_siblings_that_lack_it(train: Run, evaluate: 
     assert found["metrics"]["gallery/image>audio"] == 24 and 0 <= found["metrics"]["r@1/image>audio"] <= 1
     assert found["metrics"]["r@1/image>audio"] == trained["metrics"]["align/r@1/image>audio"]
     assert found["siblings"]["only-image"] == {} and "align" in found["siblings"]["concat"]
+
+
+def test_rows_without_ids_are_each_their_own_match(train: Run, evaluate: Run, tmp_path: Path) -> None:
+    """Their ids are made of the file's name and a number: what they share there makes no pair of them."""
+    for name, rows in (("train", color_rows(24)), ("val", color_rows(24, seed=1000))):
+        write_rows(tmp_path / "in" / f"{name}.parquet", [{k: v for k, v in row.items() if k != "id"} for row in rows])
+    align = {"align": {"kind": "align", "inputs": {"image": "image", "audio": "audio"}}}
+    train(recipe({"image": IMAGE, "audio": AUDIO}, align, epochs=1), tmp_path / "in")
+    metrics = evaluate(tmp_path / "in")["metrics"]
+    assert metrics["gallery/image>audio"] == 24 and metrics["r@1/image>audio"] < 0.5  # three colors, eight rows each

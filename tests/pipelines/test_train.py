@@ -368,10 +368,11 @@ def test_recipes_are_checked_whole(tmp_path: Path) -> None:
     assert changed.training.epochs == 3 and changed.model.tasks["intent"].label == "topic"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("listed", ["[01].parquet", "*.parquet"])
 @pytest.mark.parametrize("val", ["val.parquet", "*l.parquet", "folder"])
-def test_val_names_the_rows_to_validate_on(train: Train, tmp_path: Path, val: str) -> None:
+def test_val_names_the_rows_to_validate_on(train: Train, tmp_path: Path, val: str, listed: str) -> None:
     for part in (0, 1):
         write_rows(tmp_path / "in" / f"{part}.parquet", color_rows(12, seed=part))
     write_rows(tmp_path / "in" / ("folder/0.parquet" if val == "folder" else "val.parquet"), color_rows(12, seed=2))
-    found = train(text_recipe(epochs=1), tmp_path / "in" / "[01].parquet", val=str(tmp_path / "in" / val))
+    found = train(text_recipe(epochs=1), tmp_path / "in" / listed, val=str(tmp_path / "in" / val))
     assert (found["rows_train"], found["rows_val"]) == (24, 12)

@@ -2,7 +2,7 @@
 
 import posixpath
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import permutations, takewhile
 
 from mmbm_core.errors import UsageError
 from workers.readers import get_reader
@@ -22,6 +22,7 @@ class InputSet:
         self._places = places
         self._endings = detected.endings | frozenset(self.reader.extensions)
         self._root = _root(places)
+        self._overlapping = _overlapping(places)
         self._ignored: int | None = None
 
     @property
@@ -47,24 +48,33 @@ class InputSet:
     def ignored(self) -> int:
         """Files that are no shards of the format (README.md); lists the inputs unless `sources` has been through."""
         if self._ignored is None:
-            for place in self._places:
-                for _, entries in place.walk():
-                    self._ignored = (self._ignored or 0) + sum(not self._is_shard(place, entry) for entry in entries)
-        return self._ignored or 0
+            self._ignored = sum(others for *_, others in self._walk())
+        return self._ignored
 
     def sources(self) -> Iterator[tuple[Storage, Source]]:
         """Sources in path order, the files of a folder before the folders in it; one folder is held at a time."""
         ignored = 0
+        for place, folder, shards, others in self._walk():
+            ignored += others
+            if not self.reader.reads_folder:
+                for entry in shards:
+                    yield place.storage, self._source(place.storage, entry)
+            elif shards:
+                yield place.storage, folder_source(folder, self._relative(place.storage, folder), shards)
+        self._ignored = ignored
+
+    def _walk(self) -> Iterator[tuple[Place, str, list[Entry], int]]:
+        """Each folder, its shards and how many other files it has. A shard that several inputs list comes once."""
+        seen: set[str] = set()
         for place in self._places:
             for folder, entries in place.walk():
                 shards = [entry for entry in entries if self._is_shard(place, entry)]
-                ignored += len(entries) - len(shards)
-                if not self.reader.reads_folder:
-                    for entry in shards:
-                        yield place.storage, self._source(place.storage, entry)
-                elif shards:
-                    yield place.storage, folder_source(folder, self._relative(place.storage, folder), shards)
-        self._ignored = ignored
+                others = len(entries) - len(shards)
+                if self._overlapping:
+                    uris = {place.storage.uri(shard.path): shard for shard in shards}
+                    shards = [shard for uri, shard in uris.items() if uri not in seen]
+                    seen.update(uris)
+                yield place, folder, shards, others
 
     def _is_shard(self, place: Place, entry: Entry) -> bool:
         if entry.is_folder:
@@ -106,3 +116,9 @@ def _root(places: list[Place]) -> str:
     """The folder, as a URI, that `relative` paths begin at."""
     folders = [place.storage.uri(place.path).rstrip("/").split("/") for place in places]
     return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
+
+
+def _overlapping(places: list[Place]) -> bool:
+    """May a file be listed by two of them?"""
+    bases = [f"{place.storage.uri(place.path).rstrip('/')}/" for place in places]
+    return any(a.startswith(b) for a, b in permutations(bases, 2))

@@ -17,7 +17,7 @@ from mmbm_core.model import Batch, Values
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, Modality
 from mmbm_core.tasks.base import Task
-from workers.training.rows import column_values
+from workers.training.rows import column_values, source_ids
 
 _AHEAD = 3
 
@@ -42,6 +42,8 @@ class Columns:
     """Frozen ones: the column that holds the vectors of a modality's column."""
     tokens: dict[Modality, int]
     """K: a frozen vector is K tokens, one after the other."""
+    exploded: bool
+    """Are rows elements of source rows?"""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class BatchMaker:
         targets = {}
         for name, task in self.tasks.items():
             wanted = {column: column_values(table, column) for column in task.config.target_columns}  # type: ignore[union-attr]
-            arrays = task.encode_targets(wanted, ids)
+            arrays = task.encode_targets(wanted, source_ids(ids, exploded=self.columns.exploded))
             targets[name] = {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
         return Made(Batch(ids, values, targets), bad, cut)
 

@@ -42,7 +42,7 @@ class SplitSpec:
 
     def is_val(self, id: str, *, exploded: bool) -> bool:
         """Is this a validation row? Elements of one exploded row stay together."""
-        name = id.rsplit("#", 1)[0] if exploded else id
+        (name,) = source_ids([id], exploded=exploded)
         if self.group is not None:
             found = re.search(self.group, name)
             name = found[1] if found else name
@@ -50,6 +50,11 @@ class SplitSpec:
                 return name in self.val_groups
         digest = hashlib.sha256(f"{self.seed}:{name}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self.val_fraction
+
+
+def source_ids(ids: Sequence[str], *, exploded: bool) -> list[str]:
+    """Ids of the source rows: the elements of an exploded one share theirs."""
+    return [id.rsplit("#", 1)[0] for id in ids] if exploded else list(ids)
 
 
 TURN = "turn"
@@ -140,7 +145,7 @@ def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -
         side: what the file's name says; None deals rows out by the split.
     """
     tops = {top_column(spec.source_schema, name) for name in spec.labels}
-    counted = () if spec.id_column else (_smallest(spec.source_schema),)
+    counted = () if spec.id_column or spec.turns else (_smallest(spec.source_schema),)
     lean = replace(spec, encodings=(), kept=tuple(sorted(tops)) or counted)
     quarantine = Quarantine()
     try:
@@ -170,7 +175,7 @@ def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -
 
 def _starts(ids: Sequence[str]) -> np.ndarray:
     """Where the elements of each exploded row begin."""
-    whole = [id.rsplit("#", 1)[0] for id in ids]
+    whole = source_ids(ids, exploded=True)
     return np.array([i for i, id in enumerate(whole) if not i or id != whole[i - 1]], np.int32)
 
 

@@ -124,6 +124,13 @@ def test_several_inputs_keep_equal_names_apart_and_are_listed_once(tmp_path: Pat
     assert relatives(tmp_path / "val/b.parquet", tmp_path / "val/a.parquet") == ["a.parquet", "b.parquet"]
 
 
+def test_a_file_that_several_inputs_list_comes_once(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet", "sub/c.parquet", "sub/d.parquet"):
+        parquet(tmp_path / name)
+    overlapping = [tmp_path / "*.parquet", tmp_path / "a.parquet", tmp_path / "sub/*.parquet", tmp_path / "*/c.parquet"]
+    assert sorted(relatives(*overlapping)) == ["a.parquet", "b.parquet", "sub/c.parquet", "sub/d.parquet"]
+
+
 def test_many_images_given_one_by_one_are_one_source(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.md"):
         (tmp_path / name).write_bytes(b"\xff\xd8\xff" if name != "c.md" else b"text")

@@ -85,9 +85,10 @@ def test_elements_of_a_row_stay_on_one_side(tmp_path: Path) -> None:
     assert len({plain.is_val(f"x#{k}", exploded=False) for k in range(20)}) == 2
 
 
-def test_dialogues_become_contexts_and_responses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_id", [True, False])
+def test_dialogues_become_contexts_and_responses(tmp_path: Path, has_id: bool) -> None:
     dialogues = [["a", "b", "c", "d"], ["only one"], None, ["x", "", "y"]]
-    rows = [{"id": f"d{n}", "turns": turns} for n, turns in enumerate(dialogues)]
+    rows = [({"id": f"d{n}"} if has_id else {}) | {"turns": turns} for n, turns in enumerate(dialogues)]
     data = write_rows(tmp_path / "a.jsonl", rows)
     wanted = Wanted(
         columns=frozenset({("text", "turn.context")}), targets=frozenset({"turn.response"}), labels=frozenset()
@@ -97,7 +98,12 @@ def test_dialogues_become_contexts_and_responses(tmp_path: Path) -> None:
     context = [cell[0] for cell in table["text:turn.context"].to_pylist() if cell]
     responses = [r for r in column_values(table, "turn.response") if r is not None]
     assert context == ["a", "a\nb", "b\nc", "x"] and responses == ["b", "c", "d", "y"]
-    assert table["id"].to_pylist()[:3] == ["d0#0", "d0#1", "d0#2"]
+    ids = table["id"].to_pylist()
+    assert [id.rsplit("#", 1)[1] for id in ids[:3]] == ["0", "1", "2"] and len(set(ids)) == len(ids)
+    if has_id:
+        assert ids[:3] == ["d0#0", "d0#1", "d0#2"]
+    found = index_unit(spec, *units[0], "train")
+    assert len(np.frombuffer(found["train"], np.int32)) == table.num_rows and not found["bad"]
 
 
 def test_labels_are_counted_on_the_training_side_alone(tmp_path: Path) -> None:
