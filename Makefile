@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint bench-embed bench-train clean
+.PHONY: quickstart test test-all lint bench-embed bench-train bench-word2vec clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ lint: $(STAMP)
 
 bench-train: $(STAMP)  ## mmbm train beside a plain PyTorch loop
 	$(BIN)/python tests/benchmarks/train.py
+
+bench-word2vec: $(STAMP)  ## mmbm word2vec beside plain gensim
+	$(BIN)/python tests/benchmarks/word2vec.py
 
 bench-embed: $(STAMP)  ## one table: this, the limit of the machine, and its peers
 	$(BIN)/python -m pip install -q -e ".[bench]"

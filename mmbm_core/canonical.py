@@ -1,16 +1,19 @@
 """Canonical correlation analysis: linear maps under which the vectors that a row's modalities have agree.
 
-Two modalities: Hotelling (1936). More: the generalised eigenproblem of Bach and Jordan (Kernel independent component
-analysis, JMLR 3, 2002, section 3.2). Shapes: `B` rows, `E` an input's width, `D` the common width.
+Hotelling, Relations between two sets of variates (1936); with a ridge: Vinod, Canonical ridge and econometrics of
+joint production (1976). Shapes: `B` rows, `E` an input's width, `D` the common width.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations_with_replacement, permutations
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmbm_core.sample import Modality
+
+_TINY = 1e-12
 
 
 class Moments:
@@ -55,33 +58,49 @@ class Moments:
         return products / count - torch.outer(sum_a / count, sum_b / count)
 
 
-def canonical_maps(moments: Moments, *, width: int, ridge: float) -> dict[Modality, tuple[Tensor, Tensor]]:
-    """Weight (D, E) and bias (D,) in float32 of each modality.
+Maps = dict[Modality, tuple[Tensor, Tensor]]
+"""Weight (D, E) and bias (D,) in float32 of each modality."""
 
-    Directions come in the order of their correlation and are scaled by it; outputs have a mean square of 1. Where there
-    are fewer correlated directions than D, the rest are zeros.
+
+def canonical_maps(moments: Moments, *, width: int, ridge: float, joining_ridge: float) -> Maps:
+    """Linear maps under which the modalities of a row agree.
+
+    The first two of the moments meet by canonical correlation analysis: directions in the order of their correlation,
+    scaled by it; where there are fewer than D, the rest are zeros. Every other modality joins by ridge regression onto
+    the mean of those two, which it does not change: a noisy third would blur what they share. (Which two correlate
+    most can't be seen from few rows: wide noise correlates well with anything.) Outputs have a mean square of 1.
 
     Args:
-        ridge: added to each covariance, as a multiple of its mean eigenvalue: the fewer rows, the more is needed.
+        ridge: added to the covariances of the two, as a multiple of their mean eigenvalue: the fewer rows, the more.
+        joining_ridge: added to each feature's variance in a regression, as a multiple of that variance.
     """
-    names = list(moments.widths)
-    whiteners = {m: _inverse_root(moments.covariance(m, m), ridge) for m in names}
-    between = {(a, b): whiteners[a] @ moments.covariance(a, b) @ whiteners[b] for a, b in permutations(names, 2)}
-    blocks = [[between[a, b] if a != b else torch.zeros_like(whiteners[a]) for b in names] for a in names]
-    values, vectors = torch.linalg.eigh(torch.cat([torch.cat(row, dim=1) for row in blocks]))
-    values, vectors = values.flip(0)[:width].clamp(min=0), vectors.flip(1)[:, :width]
-    found = {}
-    for modality, part in zip(names, vectors.split([moments.widths[m] for m in names]), strict=True):
-        weight = (whiteners[modality] @ (part * values)).T
-        power = torch.einsum("de,ef,df->", weight, moments.covariance(modality, modality), weight) / width
-        weight = weight / power.clamp(min=1e-12).sqrt()
-        padded = torch.zeros(width, weight.shape[1], dtype=weight.dtype)
-        padded[: len(weight)] = weight
-        found[modality] = padded.float(), -(padded @ moments.mean(modality)).float()
-    return found
+    first, second, *others = moments.widths
+    found = zip((first, second), _correlate(moments, first, second, ridge=ridge), strict=True)
+    weights = {modality: _fitted(moments, modality, weight, width) for modality, weight in found}
+    for modality in others:
+        shared = sum(moments.covariance(modality, m) @ weights[m].T for m in (first, second)) / 2
+        own = moments.covariance(modality, modality)
+        own = own + joining_ridge * torch.diag(own.diagonal().clamp(min=_TINY))
+        weights[modality] = _fitted(moments, modality, torch.linalg.solve(own, shared).T, width)
+    return {m: (weight.float(), -(weight @ moments.mean(m)).float()) for m, weight in weights.items()}
+
+
+def _correlate(moments: Moments, a: Modality, b: Modality, *, ridge: float) -> tuple[Tensor, Tensor]:
+    """Directions of two modalities, most correlated first and scaled by it."""
+    roots = [_inverse_root(moments.covariance(m, m), ridge) for m in (a, b)]
+    left, values, right = torch.linalg.svd(roots[0] @ moments.covariance(a, b) @ roots[1], full_matrices=False)
+    return values[:, None] * (left.T @ roots[0]), values[:, None] * (right @ roots[1])
+
+
+def _fitted(moments: Moments, modality: Modality, weight: Tensor, width: int) -> Tensor:
+    """(D, E): the first D directions, or zeros for those that lack, such that outputs have a mean square of 1."""
+    weight = functional.pad(weight[:width], (0, 0, 0, max(0, width - len(weight))))
+    covariance = moments.covariance(modality, modality)
+    power = torch.einsum("de,ef,df->d", weight, covariance, weight).mean()
+    return weight / power.clamp(min=_TINY).sqrt()
 
 
 def _inverse_root(covariance: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    spread = values.mean().clamp(min=1e-12)
+    spread = values.mean().clamp(min=_TINY)
     return vectors @ torch.diag((values.clamp(min=0) + ridge * spread).rsqrt()) @ vectors.T

@@ -31,10 +31,12 @@ class AlignConfig(BaseTaskConfig):
     group: str | None = None
     """The column that names what rows share (one photograph with several captions); None: the id of the source row."""
     start: Literal["random", "canonical"] = "random"
-    """Where the adapters begin. `canonical`: at the solution of canonical correlation analysis of the training rows;
-    for frozen encoders."""
+    """Where the adapters begin. `canonical`: at the solution of canonical correlation analysis of the training rows,
+    of the first two of `inputs`, which a third joins by regression; for frozen encoders."""
     ridge: Annotated[float, Field(gt=0)] = 2.0
     """Of that analysis: what is added to each covariance, as a multiple of its mean eigenvalue."""
+    joining_ridge: Annotated[float, Field(gt=0)] = 0.5
+    """Of the regression by which a third modality joins: a multiple of each feature's variance."""
 
     @property
     def views(self) -> dict[str, View]:

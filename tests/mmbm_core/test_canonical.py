@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cross_decomposition import CCA
+from sklearn.linear_model import Ridge
 
 from mmbm_core.canonical import Moments, canonical_maps
 
@@ -29,7 +30,7 @@ def moments(given: dict[str, torch.Tensor], *, batch: int = 64) -> Moments:
 
 
 def outputs(given: dict[str, torch.Tensor], **options: float) -> dict[str, np.ndarray]:
-    maps = canonical_maps(moments(given), **options)  # type: ignore[arg-type]
+    maps = canonical_maps(moments(given), **({"joining_ridge": 0.5} | options))  # type: ignore[arg-type]
     return {m: (v @ maps[m][0].T + maps[m][1]).numpy() for m, v in given.items()}  # type: ignore[index]
 
 
@@ -57,6 +58,21 @@ def test_three_modalities_meet_in_what_they_share() -> None:
         assert np.corrcoef(found[a][:, 0], found[b][:, 0])[0, 1] > 0.6
 
 
+def test_a_third_joins_the_first_two_and_leaves_them_as_they_are() -> None:
+    made = data()
+    given = {m: made[m] for m in ("image", "audio", "text")}
+    alone = outputs({m: given[m] for m in ("image", "audio")}, width=2, ridge=0.1)
+    found = outputs(given, width=2, ridge=0.1, joining_ridge=0.3)
+    for modality, expected in alone.items():
+        np.testing.assert_allclose(found[modality], expected, atol=1e-4)
+    target = (alone["image"] + alone["audio"]) / 2
+    scale = given["text"].std(0, correction=0).numpy()
+    regression = Ridge(alpha=0.3 * len(target)).fit(given["text"].numpy() / scale, target)
+    expected = regression.predict(given["text"].numpy() / scale)
+    expected = expected / np.sqrt((expected**2).mean())
+    np.testing.assert_allclose(found["text"], expected, atol=1e-3)
+
+
 def test_rows_that_lack_a_modality_do_not_count_for_it() -> None:
     given = data()
     present = {m: torch.ones(400, dtype=torch.bool) for m in given}
@@ -73,7 +89,7 @@ def test_rows_that_lack_a_modality_do_not_count_for_it() -> None:
 
 def test_a_width_beyond_the_directions_is_filled_with_zeros() -> None:
     given = {m: v for m, v in data().items() if m != "audio"}
-    maps = canonical_maps(moments(given), width=20, ridge=1.0)
+    maps = canonical_maps(moments(given), width=20, ridge=1.0, joining_ridge=1.0)
     for weight, bias in maps.values():
         assert weight.shape[0] == bias.shape[0] == 20 and torch.isfinite(weight).all()
         assert (weight[12:] == 0).all() and (weight[0] != 0).any()

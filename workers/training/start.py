@@ -16,7 +16,7 @@ from workers.training.together import sum_tensors
 def start_adapters(model: Model, config: AlignConfig, batches: Iterable[Batch], *, world: int) -> None:
     """Set the adapters of a task's modalities by one pass over its rows, on all workers alike."""
     layers: dict[Modality, nn.Sequential] = {m: model.adapters[m] for m in config.inputs}  # type: ignore[misc]
-    moments = Moments({m: layers[m][0].normalized_shape[0] for m in model.modalities if m in layers})  # type: ignore
+    moments = Moments({m: layers[m][0].normalized_shape[0] for m in config.inputs})  # type: ignore
     for batch in batches:
         vectors, present = {}, {}
         for modality, column in config.inputs.items():
@@ -28,7 +28,8 @@ def start_adapters(model: Model, config: AlignConfig, batches: Iterable[Batch], 
             vectors[modality], present[modality] = (scatter(x, values.rows, len(batch.ids)) for x in (means, here))
         moments.add(vectors, present)
     sum_tensors(moments.sums(), world=world, device=model.device)
-    for modality, (weight, bias) in canonical_maps(moments, width=model.width, ridge=config.ridge).items():
+    maps = canonical_maps(moments, width=model.width, ridge=config.ridge, joining_ridge=config.joining_ridge)
+    for modality, (weight, bias) in maps.items():
         linear = layers[modality][-1]
         linear.weight.copy_(weight)  # type: ignore[union-attr, operator]
         linear.bias.copy_(bias)  # type: ignore[union-attr, operator]
