@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmbm_core.encoders.base import Encoder, Item
 from mmbm_core.sample import Modality
@@ -30,6 +31,16 @@ def cut_batches(costs: Sequence[int], *, budget: int, equal_lengths: bool = Fals
         else:
             batches.append([i])
     return batches
+
+
+def cut_values(encoder: Encoder, modality: Modality, costs: Sequence[int]) -> list[list[int]]:
+    """Indices of values that are encoded together: of about equal length, since padding is work too.
+
+    An encoder with batch norm sees them all at once: in training each value's vector depends on the others.
+    """
+    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        return [list(range(len(costs)))] if costs else []
+    return cut_batches(costs, budget=encoder.budget(modality), equal_lengths=encoder.equal_lengths)
 
 
 class BatchEncoder:

@@ -19,7 +19,7 @@ from mmbm_core.encoders.base import Encoder, Item, without_jpeg
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import DEFAULT_MODEL, EXACT, model_names, split_part
-from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, missing_error, modalities_array, vector_array
+from mmbm_core.rows import Encoding, Vectors, cells_of, embed_cells, missing_error, modalities_array, unit, vector_array
 from mmbm_core.sample import EMBEDDING, MODALITIES, MODALITIES_COLUMN, Modality, embedding_column
 from mmbm_core.saved import find_part
 from mmbm_core.trained import AdaptedEncoder, Trained, join_parts, load_trained
@@ -122,6 +122,53 @@ class Bundle:
         result.errors.update({int(i): "the model gave a vector that is not finite" for i in broken})
         result.values[broken] = 0
         return result
+
+    def embed_prepared(self, rows: Sequence[Mapping[Modality, Item]]) -> list[np.ndarray | MediaError]:
+        """A vector (D,) for each of N rows: what `embedding` of a row is, or the vector of its only value.
+
+        Args:
+            rows: what `prepare_values` made of each modality that a row has.
+
+        Returns:
+            In place of a vector, what is wrong with the row.
+        """
+        values: dict[Modality, np.ndarray] = {}
+        present: dict[Modality, np.ndarray] = {}
+        wrong: dict[int, MediaError] = {i: e for i, row in enumerate(rows) if (e := self._misfit(row))}
+        for modality, batch_encoder in self.encoders.items():
+            here = [i for i, row in enumerate(rows) if modality in row]
+            if here:
+                found = self.encode_prepared(modality, [rows[i][modality] for i in here])
+                wrong |= {here[i]: MediaError(f"{modality}: {error}") for i, error in found.errors.items()}
+                values[modality] = np.zeros((len(rows), batch_encoder.encoder.width), dtype=np.float32)
+                values[modality][here] = found.values
+                present[modality] = np.isin(np.arange(len(rows)), here)
+        joint = self._joint({m: v for m, v in values.items() if m in self.shared}, present)
+        vectors: list[np.ndarray | MediaError] = []
+        for i, row in enumerate(rows):
+            if i in wrong:
+                vectors.append(wrong[i])
+                continue
+            modality = next(iter(row))
+            vector = (joint if modality in self.shared else values[modality])[i]
+            good = np.isfinite(vector).all()
+            vectors.append(vector if good else MediaError("the fusion gave a vector that is not finite"))
+        return vectors
+
+    def _misfit(self, row: Mapping[Modality, Item]) -> MediaError | None:
+        if not row:
+            return MediaError(missing_error(self.encoders))
+        if len(row) > 1 and not set(row) <= self.shared:
+            return MediaError(f"{' and '.join(row)} have no space in common in this model: send them one by one")
+        return None
+
+    def _joint(self, values: Mapping[Modality, np.ndarray], present: Mapping[Modality, np.ndarray]) -> np.ndarray:
+        """(N, D): the fusion of what rows have of the shared modalities, or its normalised mean."""
+        if not values:
+            return np.zeros((0, 0), dtype=np.float32)
+        if self.fuse is not None:
+            return self.fuse(dict(values), {m: present[m] for m in values})
+        return unit(np.sum([unit(v) * present[m][:, None] for m, v in values.items()], axis=0)).astype(np.float32)
 
     def alone(self, modality: Modality, vectors: Vectors) -> Vectors:
         """What rows that hold one of N values each, and nothing else, get of vectors (N, K x D): (N, D)."""

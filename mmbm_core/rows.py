@@ -234,24 +234,25 @@ def _fill(
 
 def unit_mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of unit vectors (D,), scaled to length 1."""
-    return _unit(np.mean([_unit(v) for v in vectors], axis=0))
+    return unit(np.mean([unit(v) for v in vectors], axis=0))
 
 
 def _mean(vectors: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(vectors, axis=0)  # type: ignore[no-any-return]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) scaled to length 1; zeros stay zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _fuse_units(outputs: list[str], result: Embedded) -> None:
     """`embedding` from the shared modalities; their own columns stay only where a row has several."""
     for output in outputs:
-        result.vectors[output] = _unit(result.vectors[output])
+        result.vectors[output] = unit(result.vectors[output])
     count = np.sum([result.present[o] for o in outputs], axis=0)
     total = np.sum([result.vectors[o] * result.present[o][:, None] for o in outputs], axis=0)
-    result.vectors[EMBEDDING], result.present[EMBEDDING] = _unit(total).astype(np.float32), count > 0
+    result.vectors[EMBEDDING], result.present[EMBEDDING] = unit(total).astype(np.float32), count > 0
     for output in outputs:
         if len(outputs) == 1:
             del result.vectors[output], result.present[output]

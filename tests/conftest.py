@@ -1,12 +1,25 @@
 """What tests of several packages share."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from tests.checkpoints import save_clip, save_text_model
 from workers.storage import open_location
+
+
+# Clusters that others run on this machine are none of the tests' business, nor theirs of others.
+os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="mmbm-", dir="/tmp")  # short: sockets lie in it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

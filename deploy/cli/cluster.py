@@ -19,8 +19,11 @@ _SETTINGS = {
 _CONNECT_S = 10.0
 
 
-def connect() -> None:
+def connect() -> bool:
     """Join the cluster of RAY_ADDRESS or `ray start`; where there is none, start one that ends with this process.
+
+    Returns:
+        Was one started?
 
     Raises:
         RunError: the cluster named by RAY_ADDRESS does not answer.
@@ -30,13 +33,14 @@ def connect() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     stop = signal.getsignal(signal.SIGTERM)
     try:
-        _init()
+        started = _init()
     except SystemExit:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    return started
 
 
 def _private_token() -> dict[str, str]:
@@ -50,7 +54,7 @@ def _private_token() -> dict[str, str]:
     return {} if known else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _init() -> None:
+def _init() -> bool:
     _check_address(os.environ.get("RAY_ADDRESS", ""))
     import ray
 
@@ -58,8 +62,10 @@ def _init() -> None:
     try:
         try:
             start(include_dashboard=False)
+            return True
         except ValueError:  # an existing cluster takes no options
             start()
+            return False
     except Exception as error:  # of any kind, the bare one among them: a busy machine on which a node starts too late
         # Ray keeps its token from a cluster that is named, even where that cluster asks for it.
         named = "RAY_ADDRESS" in os.environ and "RAY_AUTH_MODE" not in os.environ

@@ -19,11 +19,12 @@ COMMANDS = {
     "embed": "embed a dataset of text, images and sound",
     "train": "train a model by a recipe",
     "evaluate": "score a trained model on rows it has not learnt from",
+    "serve": "answer over HTTP: vectors, classes, rankings",
     "word2vec": "learn word vectors from the text of a dataset",
     "synthesize": "make a dataset of scenes with captions, speech and known truth",
     "inspect": "look at a dataset or an embeddings folder",
 }
-"""Each is a module `deploy.cli.NAME` with `add_arguments(parser)` and `run(args) -> result`."""
+"""Each is a module `deploy.cli.NAME` with `add_arguments(parser)` and `run(args)`: what is answered, or None."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None, *, log: str = "") -> int:
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         result = importlib.import_module(f"deploy.cli.{args.command}").run(args)
-        answer(json.dumps(result))
+        if result is not None:
+            answer(json.dumps(result))
         return 0
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once

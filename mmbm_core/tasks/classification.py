@@ -4,7 +4,7 @@ Shapes: `B` rows, `D` width, `C` classes, `M` modalities.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,15 @@ class ClassificationConfig(BaseTaskConfig):
         return self.model_copy(update={"labels": self.labels or tuple(names)})
 
 
+class Classes(NamedTuple):
+    """Of B rows."""
+
+    probabilities: Tensor
+    """(B, C), calibrated."""
+    refused: Tensor
+    """(B,) bool: out of scope."""
+
+
 class ClassificationTask(Task):
     """A linear layer on the fused vector, and where asked on each modality's own."""
 
@@ -121,6 +130,15 @@ class ClassificationTask(Task):
     def _present(self, view: Representation, modality: str) -> Tensor:
         """(B,) bool"""
         return view.presence[:, self.modalities.index(modality)]  # type: ignore[arg-type]
+
+    def classify(self, view: Representation) -> Classes:
+        """What the task says of B rows."""
+        own = {m: head(view.vectors[m]).float() for m, head in self.own.items()}  # type: ignore[index]
+        logits = self._logits(view, own)
+        refused = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        if self.config.out_of_scope is not None:
+            refused = torch.logsumexp(logits / self.temperature, dim=-1) < self.threshold
+        return Classes(self.probabilities(logits), refused)
 
     def own_scores(self, output: TaskOutput, targets: Mapping[str, Tensor]) -> dict[Modality, Tensor]:
         rows = targets["label"] >= 0

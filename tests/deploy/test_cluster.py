@@ -18,7 +18,7 @@ print("cpus", ray.cluster_resources()["CPU"], "token", is_token_auth_enabled())
 
 def start(home: Path, **env: str) -> str:
     """What a process says that started a cluster with `home` as its home folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_TMPDIR"}
     command = [sys.executable, "-c", STARTED]
     env = {**kept, "HOME": str(home), **env}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -1,6 +1,6 @@
 """Arrow rows -> batches for the model: values decoded or tokenized in threads, a few batches ahead of the model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmbm_core.batching import cut_batches
+from mmbm_core.batching import cut_values
 from mmbm_core.encoders.base import Encoder, Item
 from mmbm_core.media import Limits
 from mmbm_core.model import Batch, Values
@@ -114,7 +113,7 @@ class BatchMaker:
         rows = [i for i, cell in enumerate(cells) if cell]
         good = [(row, item) for row, item in zip(rows, prepared, strict=True) if isinstance(item, Item)]
         bad = sum(cell is not None for cell in cells) - len(good)
-        parts = [[good[i] for i in part] for part in _parts(encoder, modality, [item.cost for _, item in good])]
+        parts = [[good[i] for i in part] for part in cut_values(encoder, modality, [item.cost for _, item in good])]
         data = [encoder.collate(modality, [item for _, item in part]) for part in parts]
         placed = self._rows([row for part in parts for row, _ in part])
         return Values(placed, data), bad, sum(item.cut for _, item in good)
@@ -127,13 +126,3 @@ class BatchMaker:
 
     def _rows(self, rows: list[int]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
-
-
-def _parts(encoder: Encoder, modality: Modality, costs: Sequence[int]) -> list[list[int]]:
-    """Indices of values that are encoded together: of about equal length, since padding is work too.
-
-    An encoder with batch norm sees them all at once: each value's vector then depends on the others.
-    """
-    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
-        return [list(range(len(costs)))] if costs else []
-    return cut_batches(costs, budget=encoder.budget(modality), equal_lengths=encoder.equal_lengths)

@@ -136,17 +136,19 @@ def test_it_learns_rising_from_falling_tones() -> None:
     lengths = torch.randint(1600, 3200, (32,))
     at = torch.arange(3200) / lengths[:, None]
     rise = torch.where(label[:, None] == 1, at, 1 - at) * torch.rand(32, 1) * 800
-    samples = torch.sin(torch.cumsum(2 * torch.pi * (500 + rise) / 8000, 1)) * (at < 1)
+    samples = (torch.sin(torch.cumsum(2 * torch.pi * (500 + rise) / 8000, 1)) + 0.03 * torch.randn(32, 3200)) * (at < 1)
     head = torch.nn.Linear(encoder.width, 2)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=5e-3)
-    for _ in range(30):
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=60)
+    for _ in range(60):
         logits = head(encoder("audio", Waveforms(samples, lengths)).vector)
         loss = torch.nn.functional.cross_entropy(logits, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        decay.step()
     encoder.eval()
-    assert (head(encoder("audio", Waveforms(samples, lengths)).vector).argmax(1) == label).float().mean() >= 0.95
+    assert (head(encoder("audio", Waveforms(samples, lengths)).vector).argmax(1) == label).float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"layers": 1, "width": 20}, {"num_mels": 4}, {"rate_hz": 10}, {"hop": 1}])

@@ -1,0 +1,123 @@
+"""From a request to the model that it names, and what goes wrong on the way."""
+
+import asyncio
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deploy.serving.errors import ApiError
+from deploy.serving.inputs import Row
+from deploy.serving.metrics import Metrics
+from deploy.serving.replica import Answer
+from deploy.serving.settings import ServeSettings
+from mmbm_core.errors import MediaError
+from workers.serving.engine import Embed, ModelFacts
+
+_ATTEMPTS = 2
+"""A replica may die under a request; nothing that is asked of a model changes it, so another one is asked."""
+_CANARY: Row = {"text": "canary"}
+
+
+class Gateway:
+    """The models that are served.
+
+    Args:
+        handles: of their deployments, by the name that clients use.
+    """
+
+    def __init__(self, handles: Mapping[str, Any], settings: ServeSettings) -> None:
+        self.handles, self.settings, self.metrics = dict(handles), settings, Metrics()
+        self.created = int(time.time())
+        self._facts: dict[str, ModelFacts] = {}
+
+    def resolve(self, model: str) -> str:
+        """The name of the model that a request wants.
+
+        Raises:
+            ApiError: no model of this name, or none named where there are several.
+        """
+        if model in self.handles:
+            return model
+        known = ", ".join(self.handles)
+        if model:
+            raise ApiError(404, f"there is no such model; there are: {known}", code="model_not_found", param="model")
+        if len(self.handles) > 1:
+            raise ApiError(400, f"name a model; there are: {known}", code="model_missing", param="model")
+        return next(iter(self.handles))
+
+    async def facts(self, model: str) -> ModelFacts:
+        """What a model is."""
+        if model not in self._facts:
+            try:
+                self._facts[model] = await self.handles[model].facts.remote()
+            except (RayError, DeploymentUnavailableError) as error:
+                raise _unavailable() from error
+        return self._facts[model]
+
+    async def ask(self, model: str, work: Hashable, rows: Sequence[Row], *, param: str) -> Answer:
+        """What a model says of the rows.
+
+        Args:
+            param: the member of the request that the rows come from.
+
+        Raises:
+            ApiError: a row can't be used, or there is no answer.
+        """
+        answer = await self._attempt(model, work, rows)
+        self.metrics.load(model=model, replica=answer.replica, values=answer.load)
+        if answer.failed:
+            error = _failed(answer, self.settings.timeout_s)
+            self.metrics.refused(model=model, code=error.code)
+            raise error
+        for i, result in enumerate(answer.results):
+            if isinstance(result, MediaError):
+                raise ApiError(400, str(result), code="invalid_input", param=f"{param}[{i}]")
+        self.metrics.work(model=model, work=type(work).__name__.lower(), items=len(rows), tokens=answer.tokens)
+        return answer
+
+    async def _attempt(self, model: str, work: Hashable, rows: Sequence[Row]) -> Answer:
+        timeout_s = self.settings.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                for attempt in range(_ATTEMPTS):
+                    try:
+                        return await self.handles[model].ask.remote(work, rows, timeout_s)  # type: ignore[no-any-return]
+                    except RayError:
+                        if attempt + 1 == _ATTEMPTS:
+                            raise
+        except BackPressureError:
+            return Answer(failed="overloaded", retry_after_s=1.0)
+        except TimeoutError:
+            return Answer(failed="expired")
+        except (RayError, DeploymentUnavailableError) as error:
+            raise _unavailable() from error
+        raise AssertionError("unreachable")
+
+    async def check(self) -> None:
+        """Ask every model for something small.
+
+        Raises:
+            ApiError: one does not answer.
+        """
+        for model in self.handles:
+            facts = await self.facts(model)
+            row: Row = _CANARY if "text" in facts.widths else {}
+            answer = await self._attempt(model, Embed(), [row])
+            if answer.failed not in ("", "overloaded"):
+                raise _unavailable()
+
+
+def _failed(answer: Answer, timeout_s: float) -> ApiError:
+    if answer.failed == "overloaded":
+        wrong = "the model is busy; try again later"
+        return ApiError(429, wrong, code="overloaded", retry_after_s=answer.retry_after_s)
+    if answer.failed == "expired":
+        return ApiError(504, f"the answer took longer than {timeout_s:g} s", code="timeout")
+    return ApiError(500, "the model failed", code="model_failed")
+
+
+def _unavailable() -> ApiError:
+    return ApiError(503, "the model does not answer", code="model_unavailable", retry_after_s=5.0)

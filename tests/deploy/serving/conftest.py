@@ -1,0 +1,90 @@
+"""A real Serve with small models, and what tests ask it with."""
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from deploy.serving.settings import ServeSettings
+from tests.bundles import FUSIONS, make_model, save_bundle
+
+KEY = "a-secret-key-of-a-test"
+OTHER_KEY = "another-key-of-a-test"
+
+
+@dataclass
+class Reply:
+    """An answer."""
+
+    status: int
+    content: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def error(self) -> tuple[int, str, str]:
+        """Status, code and param."""
+        detail = self.json["error"]
+        return self.status, detail["code"], detail["param"] or ""
+
+
+@dataclass
+class Client:
+    """Calls the server with a valid key, unless told otherwise."""
+
+    url: str
+    bundle: str
+    """Folder of the model called `fused`."""
+    text: str
+    """Folder of the model called `text`."""
+
+    def post(self, path: str, body: Any, *, key: str | None = KEY, **headers: str) -> Reply:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self._ask("POST", path, data, key, headers)
+
+    def get(self, path: str, *, key: str | None = KEY) -> Reply:
+        return self._ask("GET", path, None, key, {})
+
+    def _ask(self, method: str, path: str, data: bytes | None, key: str | None, headers: dict[str, str]) -> Reply:
+        sent = {"content-type": "application/json", **headers}
+        sent |= {"authorization": f"Bearer {key}"} if key else {}
+        reply = requests.request(method, self.url + path, data=data, headers=sent, timeout=60)
+        return Reply(reply.status_code, reply.content, {k.lower(): v for k, v in reply.headers.items()})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def client(ray_cluster: None, text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server with the models `fused` (three modalities, a classifier) and `text` (an encoder)."""
+    from ray import serve
+
+    from deploy.serving.app import assemble
+
+    model = make_model(text_model, fusion=FUSIONS["attention"], tokens={"text": 3, "image": 2, "audio": 2})
+    bundle = save_bundle(tmp_path_factory.mktemp("served"), model)
+    port = free_port()
+    settings = ServeSettings(body_bytes=1 << 20, items=64, media_items=8, text_bytes=5000, timeout_s=20)
+    digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (KEY, OTHER_KEY))
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(assemble({"fused": bundle, "text": text_model}, settings, digests), name="mmbm", route_prefix="/")
+    yield Client(f"http://127.0.0.1:{port}", bundle, text_model)
+    serve.shutdown()
+
+
+Ask = Callable[..., Reply]
+
+__all__ = ["KEY", "OTHER_KEY", "Client", "Path", "Reply", "free_port"]

@@ -1,0 +1,189 @@
+"""One model, loaded: what requests ask of it.
+
+Shapes: `N` rows, `D` width.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmbm_core.bundle import Bundle
+from mmbm_core.encoders.base import Item
+from mmbm_core.errors import MediaError
+from mmbm_core.media import Limits
+from mmbm_core.predict import Predictor, Row
+from mmbm_core.sample import MODALITIES, Modality
+from mmbm_core.saved import find_part, read_content
+from workers.bundles import local_models
+from workers.encode import load_worker_bundle
+
+Values = Mapping[Modality, str | tuple[int, ...] | bytes]
+"""What a row has: a string or the ids of its tokens, or encoded media."""
+
+
+class Embed(NamedTuple):
+    """Work: a vector for each row."""
+
+
+class Classify(NamedTuple):
+    """Work: the class of each row."""
+
+    task: str
+
+
+class Write(NamedTuple):
+    """Work: a text for each row."""
+
+    task: str
+    beams: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    """0 takes the likeliest."""
+    top_p: float = 1.0
+    seed: int | None = None
+    request: int = 0
+    """Rows that are sampled with a seed share no batch with those of other requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """One task of a model, for clients."""
+
+    kind: str
+    modalities: tuple[Modality, ...]
+    labels: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model, for clients."""
+
+    model: str
+    widths: dict[Modality, int]
+    """D of each modality's vectors."""
+    shared: bool
+    """May the vectors of different modalities be compared, and a row have several?"""
+    spaces: dict[str, str]
+    """Fingerprint of each encoder: vectors are comparable only within one."""
+    tasks: dict[str, TaskFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A row ready for the model."""
+
+    row: Row
+    cost: float
+    """Of a batch that uses the device well."""
+    tokens: int
+    """Of its text."""
+
+
+class Engine:
+    """A bundle, preset or checkpoint, and all that it can do.
+
+    Args:
+        model: names joined by commas; a trained bundle's by folder or URL.
+
+    Raises:
+        UsageError: no such model, or it is damaged.
+    """
+
+    def __init__(self, model: str, *, device: str, threads: int, precision: str, limits: Limits) -> None:
+        self.bundle: Bundle = load_worker_bundle(
+            model, device=device, threads=threads, precision=precision, limits=limits
+        )
+        self.predictor = Predictor(self.bundle.model) if self.bundle.model is not None else None
+        self.facts = ModelFacts(
+            model=model, widths=self.bundle.widths, shared=bool(self.bundle.shared), spaces=self.bundle.spaces,
+            tasks=_tasks(self.predictor, _metrics(model)),
+        )  # fmt: skip
+
+    def prepare(self, rows: Sequence[Values]) -> list[Prepared | MediaError]:
+        """Decode and tokenize N rows; what can't be used gives its error."""
+        takes = ", ".join(self.bundle.encoders)
+        found: list[dict[Modality, Item]] = [{} for _ in rows]
+        errors: dict[int, MediaError] = {}
+        for modality in MODALITIES:
+            if modality not in self.bundle.encoders:
+                alien = MediaError(f"this model takes no {modality}; it takes {takes}")
+                errors |= {i: alien for i, row in enumerate(rows) if modality in row}
+                continue
+            values = {i: self._spelled(row[modality]) for i, row in enumerate(rows) if modality in row}
+            usable = {i: v for i, v in values.items() if not isinstance(v, MediaError)}
+            items = self.bundle.prepare_values(modality, list(usable.values())) if usable else []
+            for at, item in (values | dict(zip(usable, items, strict=True))).items():
+                if isinstance(item, Item):
+                    found[at][modality] = item
+                elif isinstance(item, MediaError):
+                    errors.setdefault(at, MediaError(f"{modality}: {item}"))
+        return [errors[i] if i in errors else self._prepared(row) for i, row in enumerate(found)]
+
+    def _spelled(self, value: str | tuple[int, ...] | bytes) -> str | bytes | MediaError:
+        """The value, or what token ids of the text encoder's own vocabulary say."""
+        if not isinstance(value, tuple):
+            return value
+        encoder = self.bundle.encoders["text"].encoder
+        tokenizer = getattr(getattr(encoder, "encoder", encoder), "tokenizer", None)
+        if tokenizer is None:
+            return MediaError("this model takes no token ids; send the text")
+        if max(value) >= len(tokenizer):
+            return MediaError(f"there is no token {max(value)}; the model's ids end at {len(tokenizer) - 1}")
+        return str(tokenizer.decode(list(value), skip_special_tokens=True))
+
+    def _prepared(self, row: dict[Modality, Item]) -> Prepared:
+        cost = sum(item.cost / self.bundle.encoders[m].budget[m] for m, item in row.items())
+        return Prepared(row=row, cost=cost, tokens=row["text"].cost if "text" in row else 0)
+
+    def run(self, work: Hashable, rows: Sequence[Row]) -> Sequence[Any]:
+        """One batch. Of Embed: vectors (D,) float32; of Classify: (probabilities (C,), refused); of Write: texts."""
+        match work:
+            case Embed():
+                return self.bundle.embed_prepared(rows)
+            case Classify(task):
+                classes = self._predictor.classify(task, rows)
+                both = zip(classes.probabilities.cpu().numpy(), classes.refused.tolist(), strict=True)
+                return [(p, r) if np.isfinite(p).all() else MediaError("the model gave no number") for p, r in both]
+            case Write():
+                return self._write(work, rows)
+        raise TypeError(f"no work of this kind: {work!r}")
+
+    def _write(self, work: Write, rows: Sequence[Row]) -> list[str]:
+        options: dict[str, Any] = {"max_tokens": work.max_tokens}
+        if work.temperature > 0:
+            options |= {"sample": True, "temperature": work.temperature, "top_p": work.top_p, "seed": work.seed}
+        else:
+            options["beams"] = work.beams
+        return self._predictor.write(work.task, rows, **options)
+
+    @property
+    def _predictor(self) -> Predictor:
+        if self.predictor is None:
+            raise TypeError("an encoder has no tasks")
+        return self.predictor
+
+
+def _tasks(predictor: Predictor | None, metrics: Mapping[str, float]) -> dict[str, TaskFacts]:
+    if predictor is None:
+        return {}
+    found = {}
+    for name, config in predictor.model.spec.tasks.items():
+        own = {k.removeprefix(f"{name}/"): v for k, v in metrics.items() if k.startswith(f"{name}/")}
+        reads = tuple(m for m in predictor.model.modalities if any(m in view for view in config.views.values()))
+        labels = tuple(getattr(config, "labels", ()))
+        found[name] = TaskFacts(kind=config.kind, modalities=reads, labels=labels, metrics=own)
+    return found
+
+
+def _metrics(model: str) -> dict[str, float]:
+    """TASK/METRIC of a bundle, as training measured them."""
+    with local_models(model, whole=False) as folders:
+        part = find_part(model, folders=folders)
+        if part is None:
+            return {}
+        metrics = read_content(part.folder).get("metrics", {})
+    flat = {f"{task}/{name}": v for task, own in metrics.items() if isinstance(own, dict) for name, v in own.items()}
+    return flat or {name: v for name, v in metrics.items() if isinstance(v, int | float)}
