@@ -3,7 +3,7 @@
 Shapes: `N` rows, `C` classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,25 +32,17 @@ class Predictor:
         self.classifiers: dict[str, ClassificationTask] = _of_kind(model, ClassificationTask)
         self.writers: dict[str, Seq2SeqTask] = _of_kind(model, Seq2SeqTask)
 
-    def modalities(self, task: str) -> tuple[Modality, ...]:
-        """Those that a task reads."""
-        view = self.model.spec.tasks[task].inputs  # type: ignore[union-attr]
-        return tuple(m for m in self.model.modalities if m in view)
-
     @torch.inference_mode()
     def classify(self, task: str, rows: Sequence[Row]) -> Classes:
         """Calibrated probabilities (N, C) of the task's labels, and which rows it refuses."""
         return self.classifiers[task].classify(self.represent(task, rows))
 
     @torch.inference_mode()
-    def write(self, task: str, rows: Sequence[Row], **options: Any) -> list[str]:
-        """A text for each row; options as of `TextDecoder.generate`."""
-        return self.writers[task].generate(self.represent(task, rows), **options)
-
-    @torch.inference_mode()
-    def stream(self, task: str, row: Row, **options: Any) -> Iterator[str]:
-        """Pieces of the text for one row; closing the iterator ends the generation."""
-        return self.writers[task].stream(self.represent(task, [row]), **options)
+    def search(
+        self, task: str, rows: Sequence[Row], *, beams: int | None = None, max_tokens: int | None = None
+    ) -> list[str]:
+        """The likeliest text for each row; options as of `Seq2SeqTask.generate`."""
+        return self.writers[task].generate(self.represent(task, rows), beams=beams, max_tokens=max_tokens)
 
     @torch.inference_mode()
     def represent(self, task: str, rows: Sequence[Row]) -> Representation:
@@ -75,6 +67,3 @@ class Predictor:
 
 def _of_kind(model: Model, kind: type) -> dict[str, Any]:
     return {name: task for name, task in model.tasks.items() if isinstance(task, kind)}
-
-
-__all__ = ["Predictor", "Row"]

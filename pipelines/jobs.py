@@ -14,12 +14,15 @@ from mmbm_core.errors import UsageError
 from mmbm_core.fusion.concat import ConcatConfig
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.spec import ModelSpec
+from mmbm_core.tasks import TaskConfig
+from mmbm_core.tasks.seq2seq import Seq2SeqConfig
 from pipelines.dataset import Indexed, training_texts
 from pipelines.features import columns_of, frozen_encoders, store_features
 from pipelines.progress import say
 from pipelines.recipe import MixedSet, Recipe
 from workers.spec import fingerprint
 from workers.storage import Storage
+from workers.training.rows import TURN
 from workers.training.settings import TrainingSettings
 from workers.training.worker import MODEL, Job, TrainingPlan, TrainingSet
 
@@ -39,12 +42,20 @@ class Places:
 
 
 def learn(spec: ModelSpec, indexed: dict[str, Indexed], parts: dict[str, MixedSet]) -> ModelSpec:
-    """The spec with the labels that the training rows hold."""
+    """The spec with what tasks are told of their data: the labels that the training rows hold, turns of dialogues."""
     tasks = dict(spec.tasks)
     for name, part in parts.items():
         for task in part.tasks:
-            tasks[task] = tasks[task].learn(indexed[name].counts)
+            config = tasks[task].learn(indexed[name].counts)
+            if part.turns is not None and _answers(config):
+                config = config.model_copy(update={"turns": part.turns.context})
+            tasks[task] = config
     return spec.model_copy(update={"tasks": tasks})
+
+
+def _answers(config: TaskConfig) -> bool:
+    """Does a task write what a set's dialogues are answered by?"""
+    return isinstance(config, Seq2SeqConfig) and f"{TURN}.context" in config.inputs.values()
 
 
 def learn_vocabularies(spec: ModelSpec, indexed: dict[str, Indexed], parts: dict[str, MixedSet]) -> dict[str, str]:

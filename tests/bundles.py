@@ -16,6 +16,7 @@ from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.saved import save_model
 from mmbm_core.spec import ModelSpec
 from tests.samples import audio_file, image_file, tone
+from tests.seq2seq import BPE, SMALL, WIDTH
 
 IMAGE = ImageCnnConfig(size_px=16, widths=(8, 16), depths=(0, 0))
 AUDIO = LogMelConfig(rate_hz=8000, num_mels=16, widths=(4, 8), width=12)
@@ -46,6 +47,29 @@ def make_model(
     model = Model(spec, widths={m: e.width for m, e in encoders.items()}, encoders=encoders)
     for parameter in (*model.adapters.parameters(), *(model.fusion.parameters() if model.fusion else ())):
         parameter.data += 0.3 * torch.randn_like(parameter)  # so that learnt tokens matter
+    return model.eval().requires_grad_(False)
+
+
+def make_talker(text_model: str) -> Model:
+    """A model that answers dialogues about pictures (two turns of them) and translates, in random words."""
+    torch.manual_seed(0)
+    configs = {
+        "text": {"model": text_model, "tokens": 3}, "image": {"model": IMAGE, "training": "full", "tokens": 2},
+    }  # fmt: skip
+    said = {"target": "said", "decoder": {**SMALL, "dropout": 0.0}}
+    tasks = {
+        "answer": {"kind": "dialogue", "inputs": {"text": "turn.context", "image": "image"}, "turns": 2, **said},
+        "german": {"kind": "translation", "inputs": {"text": "text"}, "beams": 3, **said},
+    }
+    spec = ModelSpec.model_validate(
+        {"encoders": configs, "width": WIDTH, "fusion": FUSIONS["attention"], "tasks": tasks}
+    )
+    encoders = {"text": build_encoder(text_model), "image": ImageCnnEncoder(IMAGE)}
+    assets = {name: {"tokenizer.json": BPE.encode()} for name in tasks}
+    model = Model(spec, widths={m: e.width for m, e in encoders.items()}, encoders=encoders, assets=assets)  # type: ignore[misc, arg-type]
+    for task in model.tasks.values():
+        for weight in task.decoder.parameters():
+            weight.data.normal_(0, 0.4) if weight.dim() == 2 else None
     return model.eval().requires_grad_(False)
 
 

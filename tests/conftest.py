@@ -10,7 +10,6 @@ import pytest
 from tests.checkpoints import save_clip, save_text_model
 from workers.storage import open_location
 
-
 # Clusters that others run on this machine are none of the tests' business, nor theirs of others.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="mmbm-", dir="/tmp")  # short: sockets lie in it

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -15,9 +15,12 @@ from deploy.serving.replica import Answer
 from deploy.serving.settings import ServeSettings
 from mmbm_core.errors import MediaError
 from workers.serving.engine import Embed, ModelFacts
+from workers.serving.writer import Write
 
 _ATTEMPTS = 2
 """A replica may die under a request; nothing that is asked of a model changes it, so another one is asked."""
+_SLACK_S = 1.0
+"""A replica itself ends what takes too long; this much later the ingress does."""
 _CANARY: Row = {"text": "canary"}
 
 
@@ -57,26 +60,72 @@ class Gateway:
                 raise _unavailable() from error
         return self._facts[model]
 
-    async def ask(self, model: str, work: Hashable, rows: Sequence[Row], *, param: str) -> Answer:
+    async def ask(self, model: str, work: Hashable, rows: Sequence[Row], *, params: Sequence[str]) -> Answer:
         """What a model says of the rows.
 
         Args:
-            param: the member of the request that the rows come from.
+            params: where in the request each row comes from, such as `input[3]`.
 
         Raises:
             ApiError: a row can't be used, or there is no answer.
         """
         answer = await self._attempt(model, work, rows)
-        self.metrics.load(model=model, replica=answer.replica, values=answer.load)
+        self._check(model, answer, params)
+        self.metrics.work(model=model, work=type(work).__name__.lower(), items=len(rows), tokens=answer.tokens)
+        return answer
+
+    async def write(self, model: str, work: Write, row: Row, *, whole: bool) -> AsyncIterator[Answer]:
+        """A text, piece by piece: each answer's only result is a Piece. Closing the iterator ends its generation.
+
+        Args:
+            whole: gives all of it as one piece.
+
+        Raises:
+            ApiError: as `ask`; after the first piece too.
+        """
+        for attempt in range(_ATTEMPTS):
+            began = False
+            try:
+                async for answer in self._pieces(model, work, row, whole=whole):
+                    self._check(model, answer, ["messages"])
+                    began = True
+                    yield answer
+                return
+            except BackPressureError:
+                self._check(model, Answer(failed="overloaded", retry_after_s=1.0), ["messages"])
+            except TimeoutError:
+                self._check(model, Answer(failed="expired"), ["messages"])
+            except (RayError, DeploymentUnavailableError) as error:
+                if began or attempt + 1 == _ATTEMPTS:  # what was said can't be unsaid
+                    raise _unavailable() from error
+
+    async def _pieces(self, model: str, work: Write, row: Row, *, whole: bool) -> AsyncIterator[Answer]:
+        timeout_s = self.settings.timeout_s
+        deadline = time.monotonic() + timeout_s + _SLACK_S
+        pieces = self.handles[model].options(stream=True).write.remote(work, row, timeout_s, whole=whole)
+        try:
+            while True:
+                yield await asyncio.wait_for(anext(pieces), deadline - time.monotonic())
+        except StopAsyncIteration:
+            return
+        finally:
+            pieces.cancel()
+
+    def _check(self, model: str, answer: Answer, params: Sequence[str]) -> None:
+        """Count an answer.
+
+        Raises:
+            ApiError: it is none.
+        """
+        if answer.replica:
+            self.metrics.load(model=model, replica=answer.replica, values=answer.load)
         if answer.failed:
             error = _failed(answer, self.settings.timeout_s)
             self.metrics.refused(model=model, code=error.code)
             raise error
-        for i, result in enumerate(answer.results):
+        for param, result in zip(params, answer.results, strict=False):  # a failed one has none
             if isinstance(result, MediaError):
-                raise ApiError(400, str(result), code="invalid_input", param=f"{param}[{i}]")
-        self.metrics.work(model=model, work=type(work).__name__.lower(), items=len(rows), tokens=answer.tokens)
-        return answer
+                raise ApiError(400, str(result), code="invalid_input", param=param)
 
     async def _attempt(self, model: str, work: Hashable, rows: Sequence[Row]) -> Answer:
         timeout_s = self.settings.timeout_s

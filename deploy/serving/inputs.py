@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from deploy.serving.errors import ApiError
-from deploy.serving.schemas import AudioPart, CohereInput, ContentItem, ImagePart, InputItem, ModalItem, TextPart
+from deploy.serving.schemas import (
+    AudioPart,
+    CohereInput,
+    ContentItem,
+    ImagePart,
+    InputItem,
+    Message,
+    ModalItem,
+    TextPart,
+)
 from deploy.serving.settings import ServeSettings
+from mmbm_core.dialogue import join_turns
 from mmbm_core.sample import Modality
 
 _DATA_URI = re.compile(r"data:[\w.+\-]*/?[\w.+\-]*(?:;[\w.+\-]+=[\w.+\-]+)*;base64,", re.ASCII)
@@ -35,6 +45,44 @@ def rows_of(items: Sequence[InputItem | CohereInput | list[int]], settings: Serv
         wrong = f"{media} images and sounds; a request takes {settings.media_items}"
         raise ApiError(413, wrong, code="too_many_items", param=param)
     return rows
+
+
+def places(param: str, rows: Sequence[Row]) -> list[str]:
+    """Where in the request each row comes from."""
+    return [f"{param}[{i}]" for i in range(len(rows))]
+
+
+def conversation_row(messages: Sequence[Message], *, turns: int | None, settings: ServeSettings) -> Row:
+    """What a conversation asks: its last turns as one text, and the last picture and sound in it.
+
+    Args:
+        turns: texts that the model takes, at most; None: all.
+
+    Raises:
+        ApiError: a part can't be used, or there is nothing.
+    """
+    row: Row = {}
+    said: list[str] = []
+    media = 0
+    for i, message in enumerate(messages):
+        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        texts = []
+        for j, part in enumerate(parts or []):
+            modality, value = _part(part, f"messages[{i}].content[{j}]")
+            if modality == "text":
+                texts.append(value)
+                continue
+            row[modality] = value
+            media += 1
+        said += [" ".join(texts)] if any(text.strip() for text in texts) else []
+    if media > settings.media_items:
+        wrong = f"{media} images and sounds; a request takes {settings.media_items}"
+        raise ApiError(413, wrong, code="too_many_items", param="messages")
+    if said:
+        row["text"] = join_turns(said, turns)
+    if not row:
+        raise ApiError(400, "the messages are empty", code="empty_input", param="messages")
+    return row
 
 
 def _row(item: InputItem | CohereInput | list[int], param: str) -> Row:

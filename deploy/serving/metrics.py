@@ -26,6 +26,8 @@ class Metrics:
                 "batches": "Batches since the start",
                 "batch_items": "Rows of all batches",
                 "batch_seconds": "Time of all batches",
+                "waiting_texts": "Texts to be generated that wait",
+                "written_tokens": "Generated tokens since the start",
             }.items()
         }
 

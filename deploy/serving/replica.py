@@ -4,7 +4,7 @@ import asyncio
 import time
 import traceback
 import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from deploy.serving.settings import ServeSettings
 from mmbm_core.errors import MediaError
 from workers.serving.batcher import Batcher, Expired, Overloaded
 from workers.serving.engine import Engine, ModelFacts, Prepared
+from workers.serving.writer import Piece, Write, Writer
 
 _HUNG = 20
 """Times as long as the mean a batch may take, until the replica counts as hung; and _HUNG_S at least."""
@@ -24,7 +25,7 @@ class Answer:
     """What a model says of some rows."""
 
     results: list[Any] = field(default_factory=list)
-    """In the order of the rows; of one that can't be used, a MediaError."""
+    """In the order of the rows; of one that can't be used, a MediaError. Of a text: a Piece."""
     tokens: int = 0
     failed: str = ""
     """Why there are none: overloaded, expired, failed."""
@@ -46,6 +47,9 @@ class Replica:
             lambda work, items: self.engine.run(work, [item.row for item in items]), batch_cost=settings.batch_cost,
             queue_cost=settings.batch_cost * settings.queue_batches,
         )  # fmt: skip
+        self.writer = Writer(
+            self.engine.predictor, thread=self.batcher.thread, rows=settings.chat_rows, queue=settings.chat_queue
+        ) if self.engine.predictor is not None else None  # fmt: skip
         self.name = uuid.uuid4().hex[:8]
         self._prepare = ThreadPoolExecutor(2, "prepare")
 
@@ -74,17 +78,48 @@ class Replica:
         joined = [each if isinstance(each, MediaError) else next(results) for each in prepared]
         return self._answer(results=joined, tokens=sum(each.tokens for each in good))
 
+    async def write(self, work: Write, row: Any, timeout_s: float, *, whole: bool) -> AsyncIterator[Answer]:
+        """A text, piece by piece; `whole` gives it at once when it is over."""
+        deadline = time.monotonic() + timeout_s
+        loop = asyncio.get_running_loop()
+        [prepared] = await loop.run_in_executor(self._prepare, self.engine.prepare, [row])
+        if isinstance(prepared, MediaError):
+            yield self._answer(results=[prepared])
+            return
+        said = Piece("", 0, "")
+        try:
+            async for piece in self._writer.write(work, prepared.row, deadline=deadline):
+                said = Piece(said.text + piece.text, said.tokens + piece.tokens, piece.end) if whole else piece
+                if not whole or said.end:
+                    yield self._answer(results=[said], tokens=prepared.tokens)
+        except Overloaded as error:
+            yield self._answer(failed="overloaded", retry_after_s=error.retry_after_s)
+        except Expired:
+            yield self._answer(failed="expired")
+        except Exception as error:
+            traceback.print_exception(error)
+            yield self._answer(failed="failed")
+
+    @property
+    def _writer(self) -> Writer:
+        if self.writer is None:
+            raise TypeError("an encoder writes nothing")
+        return self.writer
+
     def _answer(self, **given: Any) -> Answer:
         counts = self.batcher.counts
         load = {
             "queued_cost": self.batcher.queued_cost / self.batcher.batch_cost, "batches": counts.batches,
             "batch_items": counts.items, "batch_seconds": counts.busy_s,
         }  # fmt: skip
+        if self.writer is not None:
+            load |= {"waiting_texts": self.writer.waiting, "written_tokens": self.writer.counts.tokens}
         return Answer(replica=self.name, load=load, **given)
 
     def check_health(self) -> None:
         """Raises where a batch runs for so long that the model must hang: Serve then replaces the replica."""
-        started = self.batcher.started
         mean_s = self.batcher.counts.busy_s / max(1, self.batcher.counts.batches)
-        if started is not None and time.monotonic() - started > max(_HUNG_S, _HUNG * mean_s):
-            raise RuntimeError(f"a batch has run for {time.monotonic() - started:.0f} s")
+        began = [self.batcher.started, self.writer.started if self.writer is not None else None]
+        running_s = max((time.monotonic() - each for each in began if each is not None), default=0.0)
+        if running_s > max(_HUNG_S, _HUNG * mean_s):
+            raise RuntimeError(f"a batch has run for {running_s:.0f} s")

@@ -1,27 +1,25 @@
-"""HTTP: what each route takes and gives."""
+"""The routes: vectors, classes, and what an operator asks; those that write texts are in `texts`."""
 
 import base64
-import uuid
-from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI, Response
 
 from deploy.serving import schemas as s
 from deploy.serving.errors import ANSWERS, ApiError
 from deploy.serving.gateway import Gateway
-from deploy.serving.inputs import items_of, rows_of
+from deploy.serving.http import REFS, add_error_handlers, answer_json, json_body, new_id, post
+from deploy.serving.inputs import items_of, places, rows_of
+from deploy.serving.texts import add_texts
 from mmbm_core.rows import unit
 from workers.serving.engine import Classify, Embed, ModelFacts
 
-_REFS = "#/components/schemas/{model}"
+REQUESTS = (
+    s.EmbeddingsRequest, s.CohereRequest, s.RerankRequest, s.ClassifyRequest, s.ChatRequest, s.TranslateRequest,
+)  # fmt: skip
 
 
 def make_routes(gateway: Gateway) -> FastAPI:
@@ -30,19 +28,18 @@ def make_routes(gateway: Gateway) -> FastAPI:
         title="MMBM", version=version("mmbm"), responses=ANSWERS, redoc_url=None,
         description="Text, images and sound as vectors and classes. Send the API key as `Authorization: Bearer KEY`.",
     )  # fmt: skip
-    app.add_exception_handler(ApiError, _api_error)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, _http_error)  # type: ignore[arg-type]
+    add_error_handlers(app)
     _add_vectors(app, gateway)
     _add_classes(app, gateway)
+    add_texts(app, gateway)
     _add_operations(app, gateway)
     document = app.openapi
 
     def with_bodies() -> dict[str, Any]:
         """The requests' schemas, which the routes read by themselves, among the others."""
         made = document()
-        for kind in (s.EmbeddingsRequest, s.CohereRequest, s.RerankRequest, s.ClassifyRequest):
-            schema = kind.model_json_schema(ref_template=_REFS)
+        for kind in REQUESTS:
+            schema = kind.model_json_schema(ref_template=REFS)
             made["components"]["schemas"] |= schema.pop("$defs", {}) | {kind.__name__: schema}
         return made
 
@@ -50,55 +47,22 @@ def make_routes(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _post(app: FastAPI, path: str, *, takes: type[BaseModel], gives: type[BaseModel]) -> Callable[..., Any]:
-    body = {"content": {"application/json": {"schema": {"$ref": _REFS.format(model=takes.__name__)}}}, "required": True}
-    return app.post(
-        path, response_class=Response, openapi_extra={"requestBody": body},
-        responses={200: {"model": gives, "description": "As asked"}},
-    )  # fmt: skip
-
-
-def _body(kind: type[BaseModel]) -> Any:
-    """The request's JSON, by pydantic's own parser: no depth, number or name in it can hurt."""
-
-    async def parse(request: Request) -> BaseModel:
-        try:
-            return kind.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise _invalid(error) from None
-
-    return Depends(parse)
-
-
-def _invalid(error: ValidationError) -> ApiError:
-    first = min(
-        error.errors(include_input=False, include_url=False, include_context=False), key=lambda e: -len(e["loc"])
-    )
-    param = ""
-    for part in first["loc"]:
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif part.isidentifier() and part.islower() and part not in ("str", "constrained"):
-            param += f".{part}" if param else part
-    return ApiError(400, first["msg"], code="invalid_request", param=param or None)
-
-
 def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
 
-    @_post(app, "/v1/embeddings", takes=s.EmbeddingsRequest, gives=s.EmbeddingsAnswer)
-    async def embeddings(asked: Annotated[s.EmbeddingsRequest, _body(s.EmbeddingsRequest)]) -> Response:
+    @post(app, "/v1/embeddings", takes=s.EmbeddingsRequest, gives=s.EmbeddingsAnswer)
+    async def embeddings(asked: Annotated[s.EmbeddingsRequest, json_body(s.EmbeddingsRequest)]) -> Response:
         """Vectors of texts, token ids, images and sounds, in the shape of OpenAI's API."""
         model = gateway.resolve(asked.model)
         rows = rows_of(items_of(asked.input), settings, param="input")
-        answer = await gateway.ask(model, Embed(), rows, param="input")
+        answer = await gateway.ask(model, Embed(), rows, params=places("input", rows))
         vectors = [_shortened(v, asked.dimensions) for v in answer.results]
         data = [{"object": "embedding", "index": i, "embedding": _written(v, asked.encoding_format)}
                 for i, v in enumerate(vectors)]  # fmt: skip
-        return _json({"object": "list", "model": model, "data": data, "usage": _usage(answer.tokens)})
+        return answer_json({"object": "list", "model": model, "data": data, "usage": _usage(answer.tokens)})
 
-    @_post(app, "/v2/embed", takes=s.CohereRequest, gives=s.CohereAnswer)
-    async def embed(asked: Annotated[s.CohereRequest, _body(s.CohereRequest)]) -> Response:
+    @post(app, "/v2/embed", takes=s.CohereRequest, gives=s.CohereAnswer)
+    async def embed(asked: Annotated[s.CohereRequest, json_body(s.CohereRequest)]) -> Response:
         """Vectors, in the shape of Cohere's API."""
         given = {"texts": asked.texts, "images": asked.images, "inputs": asked.inputs}
         named = [name for name, items in given.items() if items]
@@ -107,15 +71,15 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
         items = [s.ModalItem(image=i) for i in asked.images] if named == ["images"] else given[named[0]]  # type: ignore[union-attr]
         model = gateway.resolve(asked.model)
         rows = rows_of(items, settings, param=named[0])  # type: ignore[arg-type]
-        answer = await gateway.ask(model, Embed(), rows, param=named[0])
+        answer = await gateway.ask(model, Embed(), rows, params=places(named[0], rows))
         vectors = [_shortened(v, asked.output_dimension) for v in answer.results]
         meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.tokens}}
         made = {kind: [_written(v, kind) for v in vectors] for kind in dict.fromkeys(asked.embedding_types)}
-        return _json({"id": _id("embd"), "embeddings": made, "texts": asked.texts or [], "meta": meta,
+        return answer_json({"id": new_id("embd"), "embeddings": made, "texts": asked.texts or [], "meta": meta,
                       "response_type": "embeddings_by_type"})  # fmt: skip
 
-    @_post(app, "/v1/rerank", takes=s.RerankRequest, gives=s.RerankAnswer)
-    async def rerank(asked: Annotated[s.RerankRequest, _body(s.RerankRequest)]) -> Response:
+    @post(app, "/v1/rerank", takes=s.RerankRequest, gives=s.RerankAnswer)
+    async def rerank(asked: Annotated[s.RerankRequest, json_body(s.RerankRequest)]) -> Response:
         """Documents by how near they are to a query, in the shape of Cohere's and Jina's APIs."""
         model = gateway.resolve(asked.model)
         query = rows_of([asked.query], settings, param="query")
@@ -125,26 +89,27 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
             if not facts.shared and set(row) != set(query[0]):
                 wrong = f"this model can't compare {' and '.join(query[0])} with {' and '.join(row)}"
                 raise ApiError(422, wrong, code="no_shared_space", param=f"documents[{i}]")
-        answer = await gateway.ask(model, Embed(), [*query, *documents], param="documents")
+        params = ["query", *places("documents", documents)]
+        answer = await gateway.ask(model, Embed(), [*query, *documents], params=params)
         first, *rest = (unit(vector) for vector in answer.results)
         scores = np.array([float(first @ vector) for vector in rest])
         order = np.argsort(-scores, kind="stable")[: asked.top_n]
         results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
         if asked.return_documents:
             results = [r | {"document": _document(asked.documents[r["index"]])} for r in results]
-        return _json({"id": _id("rerank"), "model": model, "results": results, "usage": _usage(answer.tokens)})
+        return answer_json({"id": new_id("rerank"), "model": model, "results": results, "usage": _usage(answer.tokens)})
 
 
 def _add_classes(app: FastAPI, gateway: Gateway) -> None:
-    @_post(app, "/v1/classify", takes=s.ClassifyRequest, gives=s.ClassifyAnswer)
-    async def classify(asked: Annotated[s.ClassifyRequest, _body(s.ClassifyRequest)]) -> Response:
+    @post(app, "/v1/classify", takes=s.ClassifyRequest, gives=s.ClassifyAnswer)
+    async def classify(asked: Annotated[s.ClassifyRequest, json_body(s.ClassifyRequest)]) -> Response:
         """The class of each item: what a picture shows, what a text asks for."""
         model = gateway.resolve(asked.model)
         task, labels = _classifier(await gateway.facts(model), asked.task)
         rows = rows_of(items_of(asked.input), gateway.settings, param="input")
-        answer = await gateway.ask(model, Classify(task), rows, param="input")
+        answer = await gateway.ask(model, Classify(task), rows, params=places("input", rows))
         data = [_classified(i, p, refused, labels, asked.top_k) for i, (p, refused) in enumerate(answer.results)]
-        return _json({"id": _id("classify"), "object": "list", "model": model, "data": data,
+        return answer_json({"id": new_id("classify"), "object": "list", "model": model, "data": data,
                       "usage": _usage(answer.tokens)})  # fmt: skip
 
 
@@ -182,14 +147,13 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         cards = []
         for name in gateway.handles:
             facts = await gateway.facts(name)
-            tasks = {n: {"kind": t.kind, "modalities": t.modalities, "labels": t.labels, "metrics": t.metrics}
-                     for n, t in facts.tasks.items()}  # fmt: skip
+            tasks = {task: asdict(each) for task, each in facts.tasks.items()}
             cards.append({
                 "id": name, "object": "model", "created": gateway.created, "owned_by": "mmbm",
                 "modalities": list(facts.widths), "dimensions": facts.widths, "shared_space": facts.shared,
                 "fingerprints": {model_part(n): f for n, f in facts.spaces.items()}, "tasks": tasks,
             })  # fmt: skip
-        return _json({"object": "list", "data": cards})
+        return answer_json({"object": "list", "data": cards})
 
     @app.get("/health", response_model=s.Alive)
     async def health() -> dict[str, str]:
@@ -234,22 +198,3 @@ def _document(item: s.InputItem) -> dict[str, Any]:
 
 def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
-
-
-def _id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
-
-
-def _json(content: Any) -> Response:
-    return Response(to_json(content), media_type="application/json")
-
-
-async def _api_error(request: Request, error: ApiError) -> Response:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 400)
-    message = {404: "no such route", 405: "this route takes another method"}.get(status, "the request is wrong")
-    made = ApiError(status, message, code="not_found" if status == 404 else "invalid_request")
-    return JSONResponse(made.body, status_code=status, headers=getattr(error, "headers", None) or made.headers)

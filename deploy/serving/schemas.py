@@ -189,6 +189,102 @@ class ClassifyAnswer(BaseModel):
     usage: Usage
 
 
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Request):
+    """`/v1/chat/completions`"""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    task: str | None = Field(None, description="of the model; may be left out where just one of its tasks writes texts")
+    max_tokens: int | None = Field(None, ge=1, description="at most the model's own limit, which is the default")
+    max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
+    temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token")
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="repeats an answer")
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+
+class TextUsage(Usage):
+    """Tokens read and written."""
+
+    completion_tokens: int
+
+
+class Answered(BaseModel):
+    """The text of an answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """An answer, and why it ended: it was over (`stop`), or as long as it may be (`length`)."""
+
+    index: int = 0
+    message: Answered
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatAnswer(BaseModel):
+    """`/v1/chat/completions`; streamed, `chat.completion.chunk` events of the same shape with `delta` for `message`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: TextUsage
+
+
+class TranslateRequest(_Request):
+    """`/v1/translate`"""
+
+    input: str | Annotated[list[str], Field(min_length=1)]
+    task: str | None = Field(None, description="of the model; may be left out where just one of its tasks writes texts")
+    beams: int | None = Field(
+        None, ge=1, le=16, description="of the search for the likeliest text; default: the model's"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="of each text, at most the model's own limit")
+
+
+class Translated(BaseModel):
+    """One text."""
+
+    index: int
+    text: str
+
+
+class TranslateAnswer(BaseModel):
+    """`/v1/translate`"""
+
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Translated]
+    usage: Usage
+
+
 class ModelCard(BaseModel):
     """A model that is served."""
 

@@ -4,11 +4,8 @@ Shapes: `B` rows, `T` target tokens, `T'` tokens after fusion, `D` width, `V` vo
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import Annotated, Any
 
 import numpy as np
@@ -98,149 +95,21 @@ class TextDecoder(nn.Module):
 
     def forward(self, memory: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """(B, T, V) float32: scores of each of `labels` (B, T), given those before it and memory (B, T', D)."""
-        memory, mask = self._attended(memory, mask)
+        memory, mask = self.attended(memory, mask)
         start = torch.full_like(labels[:, :1], self.model.generation_config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         output = self.model(encoder_outputs=(memory,), attention_mask=mask, decoder_input_ids=shifted, use_cache=False)
         return output.logits.float()  # type: ignore[no-any-return]
 
-    def _attended(self, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros where nothing is real; a row without any real token attends to those: softmax over nothing is NaN.
+    def attended(self, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory (B, T', D) and mask (B, T') as the model takes them, without what is padding in every row.
 
-        What is padding in every row is left out.
+        Zeros where nothing is real; a row without any real token attends to those: softmax over nothing is NaN.
         """
         used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
         memory, mask = memory[:, :used], mask[:, :used]
         memory = torch.where(mask[..., None], memory, 0.0).to(self.model.dtype)
         return memory, (mask | ~mask.any(1, keepdim=True)).long()
-
-    @torch.inference_mode()
-    def generate(
-        self, memory: Tensor, mask: Tensor, *, beams: int = 1, length_penalty: float = 1.0, sample: bool = False,
-        temperature: float = 1.0, top_p: float = 1.0, max_tokens: int | None = None, seed: int | None = None,
-        streamer: Any = None,
-    ) -> list[str]:  # fmt: skip
-        """A text for each row: greedily, by beam search, or sampled.
-
-        Args:
-            memory: (B, T', D).
-            mask: (B, T') bool.
-            beams: 1 with `sample` or `streamer`.
-            temperature: of sampling.
-            top_p: sample from the likeliest tokens that sum to it (nucleus sampling, arXiv 1904.09751).
-            max_tokens: up to the config's.
-            seed: repeats a sampled batch; torch's own random state is neither used nor changed.
-            streamer: a transformers BaseStreamer.
-
-        Raises:
-            UsageError: settings out of range, or that exclude each other.
-        """
-        from transformers.modeling_outputs import BaseModelOutput
-
-        max_tokens = self.max_tokens if max_tokens is None else max_tokens
-        _check_in("max_tokens", max_tokens, 1 <= max_tokens <= self.max_tokens, f"1 to {self.max_tokens}")
-        single = sample or streamer is not None
-        _check_in("beams", beams, beams == 1 or (beams > 1 and not single), "1, or more without sampling and streaming")
-        memory, mask = self._attended(memory, mask)
-        with _evaluating(self.model):
-            ids = self.model.generate(
-                encoder_outputs=BaseModelOutput(last_hidden_state=memory), attention_mask=mask, do_sample=False,
-                num_beams=beams, max_new_tokens=max_tokens, streamer=streamer,
-                logits_processor=_sampler(temperature, top_p, seed) if sample else None,
-                **({"length_penalty": length_penalty} if beams > 1 else {}),
-            )  # fmt: skip
-        return [self.text(row) for row in ids.tolist()]
-
-    def stream(self, memory: Tensor, mask: Tensor, **options: Any) -> Iterator[str]:
-        """Pieces of the text of one row; the generation runs in a thread, which closing the iterator ends."""
-        streamer = _Streamer()
-
-        def work() -> None:
-            try:
-                self.generate(memory, mask, streamer=streamer, **options)
-                streamer.queue.put(None)
-            except BaseException as error:  # raised again in the thread that reads
-                streamer.queue.put(error)
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        ids: list[int] = []
-        sent = ""
-        try:
-            while (found := streamer.queue.get()) is not None:
-                if isinstance(found, BaseException):
-                    raise found
-                ids += found
-                text = self.text(ids)
-                if text != sent and not text.endswith("\ufffd"):  # a character of several tokens is not whole yet
-                    yield text[len(sent) :]
-                    sent = text
-            if rest := self.text(ids)[len(sent) :]:
-                yield rest
-        finally:
-            streamer.closed = True
-            thread.join()
-
-
-class _Streamer:
-    """Takes the tokens of one row from transformers' `generate`."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[list[int] | BaseException | None] = SimpleQueue()
-        self.closed = False
-        self._started = False
-
-    def put(self, tokens: Tensor) -> None:
-        if self.closed:
-            raise InterruptedError("nobody reads on")
-        if self._started:  # the first is no output: it is the start token
-            self.queue.put(tokens.flatten().tolist())
-        self._started = True
-
-    def end(self) -> None:
-        pass
-
-
-class _Gumbel:
-    """Adds noise by which the greatest score is a sample of the softmax (the Gumbel-max trick, arXiv 1411.0030).
-
-    So that greedy search samples, with a generator of its own: torch's global one is shared by all threads.
-    """
-
-    def __init__(self, seed: int | None) -> None:
-        self.generator = torch.Generator()
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = -torch.empty(scores.shape).exponential_(generator=self.generator).log()
-        return scores + noise.to(scores.device)
-
-
-def _sampler(temperature: float, top_p: float, seed: int | None) -> Any:
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-    _check_in("temperature", temperature, temperature > 0, "above 0; for the likeliest tokens do not sample")
-    _check_in("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1")
-    return LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p), _Gumbel(seed)])
-
-
-def _check_in(name: str, value: float, allowed: bool, range: str) -> None:
-    if not allowed:
-        raise UsageError(f"{name} is {value}; allowed: {range}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 _Built = tuple[Any, Any, dict[str, bytes]]
@@ -320,7 +189,8 @@ def _check_fit(model: Any, tokenizer: Any, checkpoint: str, max_tokens: int) -> 
     if model.generation_config.decoder_start_token_id is None:
         raise UsageError(f"{checkpoint} lacks decoder_start_token_id: add it to its generation_config.json")
     positions = getattr(model.config, "max_position_embeddings", max_tokens)
-    _check_in("decoder.max_tokens", max_tokens, max_tokens <= positions, f"up to {positions}, as {checkpoint} has it")
+    if max_tokens > positions:
+        raise UsageError(f"decoder.max_tokens is {max_tokens}; allowed: up to {positions}, as {checkpoint} has it")
 
 
 class _NoEncoder(nn.Module):

@@ -4,6 +4,7 @@ Shapes: `B` rows, `T` target tokens, `T'` tokens after fusion, `D` width, `V` vo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from mmbm_core.losses import ContrastiveConfig, ContrastiveLoss, sequence_nll
 from mmbm_core.sample import Modality
 from mmbm_core.tasks.base import IGNORED, BaseTaskConfig, Representation, Task, TaskOutput, View
 from mmbm_core.tasks.decoder import DecoderConfig, TextDecoder
+from mmbm_core.tasks.generation import Sampling, TextPieces, generate_tokens, search_beams
 
 _NUM_DISTRACTORS = 9
 
@@ -38,6 +40,8 @@ class Seq2SeqConfig(BaseTaskConfig):
     beams: Annotated[int, Field(ge=1)] = 4
     length_penalty: float = 1.0
     """Exponent of the length that a beam's log likelihood is divided by: above 0 favours long texts."""
+    turns: Annotated[int, Field(ge=1)] | None = None
+    """Of a dialogue, that the input text holds at most; None, and not dialogues of `data.turns`: all."""
     ranking: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an InfoNCE loss between the inputs and the target as a text; lets dialogue rank given responses."""
 
@@ -145,21 +149,40 @@ class Seq2SeqTask(Task):
             scores |= rank_responses(predictions["context"], predictions["response"], groups)
         return scores
 
-    def generate(self, view: Representation, *, beams: int | None = None, **options: Any) -> list[str]:
-        """A text for each row, also for one that has nothing of the view.
+    def generate(self, view: Representation, *, beams: int | None = None, max_tokens: int | None = None) -> list[str]:
+        """The likeliest text for each row, also for one that has nothing of the view.
 
         Args:
-            beams: None takes the config's, but 1 with sampling or a streamer.
-            options: as of `TextDecoder.generate`.
-        """
-        if beams is None:
-            beams = 1 if options.get("sample") or options.get("streamer") is not None else self.config.beams
-        penalty = self.config.length_penalty
-        return self.decoder.generate(view.fused.tokens, view.fused.mask, beams=beams, length_penalty=penalty, **options)
+            beams: that are searched; 1 takes the likeliest token each time. None: the config's.
+            max_tokens: up to the config's.
 
-    def stream(self, view: Representation, **options: Any) -> Iterator[str]:
-        """Pieces of the text of one row as they are generated; closing the iterator ends the generation."""
-        return self.decoder.stream(view.fused.tokens, view.fused.mask, **options)
+        Raises:
+            UsageError: out of range.
+        """
+        beams = self.config.beams if beams is None else beams
+        if beams == 1:
+            return self.sample(view, Sampling(max_tokens=max_tokens))
+        return search_beams(
+            self.decoder, view.fused.tokens, view.fused.mask, beams=beams, max_tokens=max_tokens,
+            length_penalty=self.config.length_penalty,
+        )  # fmt: skip
+
+    def sample(self, view: Representation, sampling: Sampling) -> list[str]:
+        """A text for each row, drawn token by token; with a seed, a call repeats."""
+        seeds = np.random.SeedSequence(sampling.seed).generate_state(len(view.present))
+        each = [replace(sampling, seed=int(seed)) for seed in seeds]
+        said: list[list[int]] = [[] for _ in each]
+        for steps in generate_tokens(self.decoder, view.fused.tokens, view.fused.mask, each):
+            for step in steps:
+                said[step.row].append(step.token)
+        return [self.decoder.text(ids) for ids in said]
+
+    def stream(self, view: Representation, sampling: Sampling | None = None) -> Iterator[str]:
+        """Pieces of the text of one row as they are generated."""
+        pieces = TextPieces(self.decoder)
+        for [step] in generate_tokens(self.decoder, view.fused.tokens, view.fused.mask, [sampling or Sampling()]):
+            if piece := pieces.add([step.token], last=bool(step.end)):
+                yield piece
 
 
 def fingerprints(tokens: Tensor) -> Tensor:

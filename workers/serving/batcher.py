@@ -74,7 +74,7 @@ class Batcher:
     _jobs: list[_Job] = field(default_factory=list)
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
     _task: "asyncio.Task[None] | None" = None
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
 
     async def do(self, work: Hashable, items: Sequence[Any], costs: Sequence[float], *,
                  deadline: float | None = None) -> list[Any]:  # fmt: skip
@@ -120,7 +120,7 @@ class Batcher:
                 continue
             self.started = time.monotonic()
             try:
-                found = await loop.run_in_executor(self._thread, self._attempt, batch[0].work, [j.item for j in batch])
+                found = await loop.run_in_executor(self.thread, self._attempt, batch[0].work, [j.item for j in batch])
             finally:
                 seconds, self.started = time.monotonic() - self.started, None
             self.counts.batches += 1

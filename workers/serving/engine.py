@@ -33,18 +33,13 @@ class Classify(NamedTuple):
     task: str
 
 
-class Write(NamedTuple):
-    """Work: a text for each row."""
+class Search(NamedTuple):
+    """Work: the likeliest text for each row."""
 
     task: str
     beams: int | None = None
+    """None: as the task was trained to."""
     max_tokens: int | None = None
-    temperature: float = 0.0
-    """0 takes the likeliest."""
-    top_p: float = 1.0
-    seed: int | None = None
-    request: int = 0
-    """Rows that are sampled with a seed share no batch with those of other requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +49,11 @@ class TaskFacts:
     kind: str
     modalities: tuple[Modality, ...]
     labels: tuple[str, ...] = ()
+    """Of a classifier."""
+    max_tokens: int | None = None
+    """Of a text that is written, at most."""
+    turns: int | None = None
+    """Of a dialogue before the answer, that a model of dialogues takes; None: all."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -99,7 +99,7 @@ class Engine:
         self.predictor = Predictor(self.bundle.model) if self.bundle.model is not None else None
         self.facts = ModelFacts(
             model=model, widths=self.bundle.widths, shared=bool(self.bundle.shared), spaces=self.bundle.spaces,
-            tasks=_tasks(self.predictor, _metrics(model)),
+            tasks=_task_facts(self.predictor, _metrics(model)),
         )  # fmt: skip
 
     def prepare(self, rows: Sequence[Values]) -> list[Prepared | MediaError]:
@@ -139,34 +139,26 @@ class Engine:
         return Prepared(row=row, cost=cost, tokens=row["text"].cost if "text" in row else 0)
 
     def run(self, work: Hashable, rows: Sequence[Row]) -> Sequence[Any]:
-        """One batch. Of Embed: vectors (D,) float32; of Classify: (probabilities (C,), refused); of Write: texts."""
+        """One batch. Of Embed: vectors (D,) float32; of Classify: (probabilities (C,), refused); of Search: texts."""
         match work:
             case Embed():
                 return self.bundle.embed_prepared(rows)
             case Classify(task):
-                classes = self._predictor.classify(task, rows)
+                classes = self._tasks.classify(task, rows)
                 both = zip(classes.probabilities.cpu().numpy(), classes.refused.tolist(), strict=True)
                 return [(p, r) if np.isfinite(p).all() else MediaError("the model gave no number") for p, r in both]
-            case Write():
-                return self._write(work, rows)
+            case Search(task, beams, max_tokens):
+                return self._tasks.search(task, rows, beams=beams, max_tokens=max_tokens)
         raise TypeError(f"no work of this kind: {work!r}")
 
-    def _write(self, work: Write, rows: Sequence[Row]) -> list[str]:
-        options: dict[str, Any] = {"max_tokens": work.max_tokens}
-        if work.temperature > 0:
-            options |= {"sample": True, "temperature": work.temperature, "top_p": work.top_p, "seed": work.seed}
-        else:
-            options["beams"] = work.beams
-        return self._predictor.write(work.task, rows, **options)
-
     @property
-    def _predictor(self) -> Predictor:
+    def _tasks(self) -> Predictor:
         if self.predictor is None:
             raise TypeError("an encoder has no tasks")
         return self.predictor
 
 
-def _tasks(predictor: Predictor | None, metrics: Mapping[str, float]) -> dict[str, TaskFacts]:
+def _task_facts(predictor: Predictor | None, metrics: Mapping[str, float]) -> dict[str, TaskFacts]:
     if predictor is None:
         return {}
     found = {}
@@ -174,7 +166,11 @@ def _tasks(predictor: Predictor | None, metrics: Mapping[str, float]) -> dict[st
         own = {k.removeprefix(f"{name}/"): v for k, v in metrics.items() if k.startswith(f"{name}/")}
         reads = tuple(m for m in predictor.model.modalities if any(m in view for view in config.views.values()))
         labels = tuple(getattr(config, "labels", ()))
-        found[name] = TaskFacts(kind=config.kind, modalities=reads, labels=labels, metrics=own)
+        writer = predictor.writers.get(name)
+        found[name] = TaskFacts(
+            kind=config.kind, modalities=reads, labels=labels, metrics=own, turns=getattr(config, "turns", None),
+            max_tokens=writer.decoder.max_tokens if writer is not None else None,
+        )  # fmt: skip
     return found
 
 

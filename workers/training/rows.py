@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from mmbm_core.dialogue import join_turns
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.rows import Cell, Encoding
 from mmbm_core.sample import ID
@@ -221,7 +222,7 @@ def with_turns(chunk: Chunk, turns: Turns) -> Chunk:
 
 def _pairs(dialogue: Sequence[str | None], context: int) -> list[dict[str, str]]:
     said = [turn for turn in dialogue if turn]
-    return [{"context": "\n".join(said[max(0, at - context) : at]), "response": said[at]} for at in range(1, len(said))]
+    return [{"context": join_turns(said[:at], context), "response": said[at]} for at in range(1, len(said))]
 
 
 def _table(spec: SetSpec, rows: Rows, schema: pa.Schema) -> pa.Table:

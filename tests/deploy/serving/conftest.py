@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from deploy.serving.settings import ServeSettings
-from tests.bundles import FUSIONS, make_model, save_bundle
+from tests.bundles import FUSIONS, make_model, make_talker, save_bundle
 
 KEY = "a-secret-key-of-a-test"
 OTHER_KEY = "another-key-of-a-test"
@@ -46,6 +46,8 @@ class Client:
     """Folder of the model called `fused`."""
     text: str
     """Folder of the model called `text`."""
+    talker: str
+    """Folder of the model called `talker`."""
 
     def post(self, path: str, body: Any, *, key: str | None = KEY, **headers: str) -> Reply:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -67,21 +69,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(ray_cluster: None, text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server with the models `fused` (three modalities, a classifier) and `text` (an encoder)."""
+    """A server with the models `fused` (three modalities, a classifier), `text` (an encoder) and `talker`."""
     from ray import serve
 
     from deploy.serving.app import assemble
 
     model = make_model(text_model, fusion=FUSIONS["attention"], tokens={"text": 3, "image": 2, "audio": 2})
     bundle = save_bundle(tmp_path_factory.mktemp("served"), model)
+    talker = save_bundle(tmp_path_factory.mktemp("talker") / "b", make_talker(text_model))
+    models = {"fused": bundle, "text": text_model, "talker": talker}
     port = free_port()
     settings = ServeSettings(body_bytes=1 << 20, items=64, media_items=8, text_bytes=5000, timeout_s=20)
     digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (KEY, OTHER_KEY))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(assemble({"fused": bundle, "text": text_model}, settings, digests), name="mmbm", route_prefix="/")
-    yield Client(f"http://127.0.0.1:{port}", bundle, text_model)
+    serve.run(assemble(models, settings, digests), name="mmbm", route_prefix="/")
+    yield Client(f"http://127.0.0.1:{port}", bundle, text_model, talker)
     serve.shutdown()
 
 

@@ -18,7 +18,7 @@ from mmbm_core.media import decode_audio
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CONVS = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 2), "conv_stride": (5, 4, 4), "num_feat_extract_layers": 3}
-# 16 channels a group: with 8, oneDNN's bfloat16 convolution of an even width is wrong where the CPU has AMX (torch 2.14).
+# 16 channels a group: with 8, oneDNN's bfloat16 convolution of an even width is wrong on CPUs with AMX (torch 2.14).
 WAVE = {**TINY, **CONVS, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
 MASKED = {**WAVE, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
 EXTRACTOR = hf.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
