@@ -14,6 +14,7 @@ from deploy.serving.gateway import Gateway
 from deploy.serving.http import REFS, add_error_handlers, answer_json, json_body, new_id, post
 from deploy.serving.inputs import items_of, places, rows_of
 from deploy.serving.texts import add_texts
+from deploy.serving.ui import add_page
 from mmbm_core.rows import unit
 from workers.serving.engine import Classify, Embed, ModelFacts
 
@@ -33,6 +34,7 @@ def make_routes(gateway: Gateway) -> FastAPI:
     _add_classes(app, gateway)
     add_texts(app, gateway)
     _add_operations(app, gateway)
+    add_page(app)
     document = app.openapi
 
     def with_bodies() -> dict[str, Any]:

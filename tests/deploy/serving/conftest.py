@@ -3,7 +3,6 @@
 import hashlib
 import json
 import socket
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def client(ray_cluster: None, text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+@pytest.fixture(scope="session")
+def client(ray_cluster: None, text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
     """A server with the models `fused` (three modalities, a classifier), `text` (an encoder) and `talker`."""
     from ray import serve
 
@@ -85,10 +84,15 @@ def client(ray_cluster: None, text_model: str, tmp_path_factory: pytest.TempPath
     digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (KEY, OTHER_KEY))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(assemble(models, settings, digests), name="mmbm", route_prefix="/")
-    yield Client(f"http://127.0.0.1:{port}", bundle, text_model, talker)
-    serve.shutdown()
+    return Client(f"http://127.0.0.1:{port}", bundle, text_model, talker)
 
 
-Ask = Callable[..., Reply]
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The server serves all tests of this folder, and leaves the cluster's CPUs to those of others."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        from ray import serve
 
-__all__ = ["KEY", "OTHER_KEY", "Client", "Path", "Reply", "free_port"]
+        serve.shutdown()
+
+
+__all__ = ["KEY", "OTHER_KEY", "Client", "Reply", "free_port"]

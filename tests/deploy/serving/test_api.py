@@ -63,7 +63,7 @@ def test_the_openai_client(client: Client) -> None:
         np.testing.assert_allclose(plain.data[0].embedding, short, atol=1e-4)
         by_ids = api.embeddings.create(model="text", input=[[5, 6, 7], [8]])
         assert len(by_ids.data) == 2
-        assert {each.id for each in api.models.list().data} == {"fused", "text"}
+        assert {each.id for each in api.models.list().data} == {"fused", "text", "talker"}
         with pytest.raises(openai.NotFoundError, match="there is no such model"):
             api.embeddings.create(model="gpt", input="x")
     with openai.OpenAI(base_url=f"{client.url}/v1", api_key="wrong", max_retries=0) as api, pytest.raises(
