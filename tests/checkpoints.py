@@ -11,11 +11,11 @@ _WORDS = ["a red disc beside the blue square", "seven green rings under one yell
 _WORDS += ["0123456789 1234567890 abcdefghijklmnopqrstuvwxyz zabcdefghijklmnopqrstuvwxy"]  # any word has pieces
 
 
-def save_text_model(folder: Path) -> str:
+def save_text_model(folder: Path, *, seed: int = 0) -> str:
     """A BERT 32 wide."""
     config = BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=64, max_position_embeddings=64)  # fmt: skip
-    _save(BertModel(config), folder)
+    _save(BertModel(config), folder, seed)
     return str(folder)
 
 
@@ -32,8 +32,8 @@ def save_clip(folder: Path) -> str:
     return str(folder)
 
 
-def _save(model: Any, folder: Path) -> None:
-    torch.manual_seed(0)
+def _save(model: Any, folder: Path, seed: int = 0) -> None:
+    torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0, 0.3)

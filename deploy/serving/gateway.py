@@ -36,6 +36,11 @@ class Gateway:
         self.created = int(time.time())
         self._facts: dict[str, ModelFacts] = {}
 
+    def configure(self, handles: Mapping[str, Any], settings: ServeSettings) -> None:
+        """Serve other models, or by other settings, from now on."""
+        self.handles, self.settings = dict(handles), settings
+        self._facts = {name: facts for name, facts in self._facts.items() if name in self.handles}
+
     def resolve(self, model: str) -> str:
         """The name of the model that a request wants.
 
@@ -51,9 +56,9 @@ class Gateway:
             raise ApiError(400, f"name a model; there are: {known}", code="model_missing", param="model")
         return next(iter(self.handles))
 
-    async def facts(self, model: str) -> ModelFacts:
-        """What a model is."""
-        if model not in self._facts:
+    async def facts(self, model: str, *, fresh: bool = False) -> ModelFacts:
+        """What a model is; `fresh` asks it again."""
+        if fresh or model not in self._facts:
             try:
                 self._facts[model] = await self.handles[model].facts.remote()
             except (RayError, DeploymentUnavailableError) as error:
@@ -117,6 +122,8 @@ class Gateway:
         Raises:
             ApiError: it is none.
         """
+        if answer.version and model in self._facts and self._facts[model].version != answer.version:
+            del self._facts[model]  # another version has taken over
         if answer.replica:
             self.metrics.load(model=model, replica=answer.replica, values=answer.load)
         if answer.failed:

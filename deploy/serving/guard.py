@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from deploy.serving.errors import ApiError
 from deploy.serving.metrics import Metrics
+from deploy.serving.settings import ServeSettings
 
 _OPEN = re.compile(r"/health|/docs|/openapi\.json|/ui(/.*)?")
 """Paths that need no key: they tell nothing and do nothing."""
@@ -21,24 +22,21 @@ _DRAINED = 8
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware; lets nobody in until `configure`."""
 
-    Args:
-        key_digests: SHA-256 of each key; () lets everybody in.
-        body_bytes: 413 beyond.
-        body_s: time for a body to come; 408 beyond.
-    """
-
-    def __init__(
-        self, app: Any, *, key_digests: Sequence[str], body_bytes: int, body_s: float, metrics: Metrics
-    ) -> None:
-        self.app = app
-        self.digests = [digest.encode() for digest in key_digests]
-        self.body_bytes, self.body_s, self.metrics = body_bytes, body_s, metrics
+    def __init__(self, app: Any, *, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+        self.digests: list[bytes] | None = None
+        self.body_bytes, self.body_s = 0, 0.0
         self.draining = False
         """True refuses every new request."""
         self.running = 0
         """Requests that have no answer yet."""
+
+    def configure(self, settings: ServeSettings, digests: Sequence[str]) -> None:
+        """Limits, and the SHA-256 of each key; () lets everybody in."""
+        self.digests = [digest.encode() for digest in digests]
+        self.body_bytes, self.body_s = settings.body_bytes, settings.timeout_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -76,6 +74,8 @@ class Guard:
             self.metrics.request(route=route, status=status, seconds=time.monotonic() - began)
 
     def _check_key(self, authorization: bytes) -> None:
+        if self.digests is None:
+            raise ApiError(503, "the server is starting", code="starting", retry_after_s=1.0)
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(key.strip()).hexdigest().encode()
         known = [hmac.compare_digest(given, digest) for digest in self.digests]  # all of them, whatever the first says

@@ -1,23 +1,29 @@
 """A deployment: one model, its batches, and whether it still works."""
 
 import asyncio
+import math
 import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray.serve.config import AutoscalingContext
 
 from deploy.serving.settings import ServeSettings
 from mmbm_core.errors import MediaError
 from workers.serving.batcher import Batcher, Expired, Overloaded
-from workers.serving.engine import Engine, ModelFacts, Prepared
+from workers.serving.engine import Embed, Engine, ModelFacts, Prepared
 from workers.serving.writer import Piece, Write, Writer
 
 _HUNG = 20
 """Times as long as the mean a batch may take, until the replica counts as hung; and _HUNG_S at least."""
 _HUNG_S = 60.0
+LOAD = "load_batches"
+_BATCHES_EACH = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +37,28 @@ class Answer:
     """Why there are none: overloaded, expired, failed."""
     retry_after_s: float = 0.0
     replica: str = ""
+    version: str = ""
+    """Of the model, as its facts have it."""
     load: dict[str, float] = field(default_factory=dict)
 
 
-class Replica:
-    """Loads a model and answers for it; becomes a Serve deployment in `app`."""
+class ReplicaSettings(BaseModel):
+    """What a replica serves; Serve hands a changed one to replicas that run."""
 
-    def __init__(self, model: str, settings: ServeSettings) -> None:
-        self.settings = settings
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    settings: ServeSettings
+
+
+class _Live:
+    """A loaded model with its batches. Those of an old one are finished while a new one takes over."""
+
+    def __init__(self, wanted: ReplicaSettings) -> None:
+        settings = wanted.settings
+        self.wanted = wanted
         self.engine = Engine(
-            model, device=settings.device, threads=settings.threads or max(1, int(settings.cpus_per_replica)),
+            wanted.model, device=settings.device, threads=settings.threads or max(1, int(settings.cpus_per_replica)),
             precision=settings.precision, limits=settings.limits,
         )  # fmt: skip
         self.batcher = Batcher(
@@ -50,63 +68,16 @@ class Replica:
         self.writer = Writer(
             self.engine.predictor, thread=self.batcher.thread, rows=settings.chat_rows, queue=settings.chat_queue
         ) if self.engine.predictor is not None else None  # fmt: skip
-        self.name = uuid.uuid4().hex[:8]
-        self._prepare = ThreadPoolExecutor(2, "prepare")
 
-    async def facts(self) -> ModelFacts:
-        """What the model is."""
-        return self.engine.facts
-
-    async def ask(self, work: Hashable, rows: Sequence[Any], timeout_s: float) -> Answer:
-        """Do some work for some rows."""
-        deadline = time.monotonic() + timeout_s
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._prepare, self.engine.prepare, rows)
-        good = [each for each in prepared if isinstance(each, Prepared)]
-        try:
-            async with asyncio.timeout(timeout_s):
-                found = await self.batcher.do(work, good, [each.cost for each in good], deadline=deadline)
-        except Overloaded as error:
-            return self._answer(failed="overloaded", retry_after_s=error.retry_after_s)
-        except (Expired, TimeoutError):
-            return self._answer(failed="expired")
-        for result in found:
-            if isinstance(result, Exception) and not isinstance(result, MediaError):
-                traceback.print_exception(result)
-                return self._answer(failed="failed")
-        results = iter(found)
-        joined = [each if isinstance(each, MediaError) else next(results) for each in prepared]
-        return self._answer(results=joined, tokens=sum(each.tokens for each in good))
-
-    async def write(self, work: Write, row: Any, timeout_s: float, *, whole: bool) -> AsyncIterator[Answer]:
-        """A text, piece by piece; `whole` gives it at once when it is over."""
-        deadline = time.monotonic() + timeout_s
-        loop = asyncio.get_running_loop()
-        [prepared] = await loop.run_in_executor(self._prepare, self.engine.prepare, [row])
-        if isinstance(prepared, MediaError):
-            yield self._answer(results=[prepared])
-            return
-        said = Piece("", 0, "")
-        try:
-            async for piece in self._writer.write(work, prepared.row, deadline=deadline):
-                said = Piece(said.text + piece.text, said.tokens + piece.tokens, piece.end) if whole else piece
-                if not whole or said.end:
-                    yield self._answer(results=[said], tokens=prepared.tokens)
-        except Overloaded as error:
-            yield self._answer(failed="overloaded", retry_after_s=error.retry_after_s)
-        except Expired:
-            yield self._answer(failed="expired")
-        except Exception as error:
-            traceback.print_exception(error)
-            yield self._answer(failed="failed")
+    def close(self) -> None:
+        """Go once what was asked is answered."""
+        self.batcher.close()
+        if self.writer is not None:
+            self.writer.close()
 
     @property
-    def _writer(self) -> Writer:
-        if self.writer is None:
-            raise TypeError("an encoder writes nothing")
-        return self.writer
-
-    def _answer(self, **given: Any) -> Answer:
+    def load(self) -> dict[str, float]:
+        """For metrics and scaling."""
         counts = self.batcher.counts
         load = {
             "queued_cost": self.batcher.queued_cost / self.batcher.batch_cost, "batches": counts.batches,
@@ -114,12 +85,126 @@ class Replica:
         }  # fmt: skip
         if self.writer is not None:
             load |= {"waiting_texts": self.writer.waiting, "written_tokens": self.writer.counts.tokens}
-        return Answer(replica=self.name, load=load, **given)
+        return load
+
+
+class Replica:
+    """Loads a model and answers for it; becomes a Serve deployment in `app`."""
+
+    _live: _Live
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex[:8]
+        self.update_error = ""
+        """Why the model that was asked for last is not the one that answers."""
+        self._prepare = ThreadPoolExecutor(2, "prepare")
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Load a model beside the one that answers, try it, and let it take over.
+
+        One that can't be loaded or does not work changes nothing, where another one answers.
+        """
+        wanted = ReplicaSettings.model_validate(config)
+        if hasattr(self, "_live") and self._live.wanted == wanted:
+            return
+        try:
+            live = await asyncio.get_running_loop().run_in_executor(None, _load, wanted)
+        except Exception as error:
+            if not hasattr(self, "_live"):
+                raise
+            traceback.print_exception(error)
+            self.update_error = f"{type(error).__name__}: the model that was deployed last can't be used; see the log"
+            return
+        if hasattr(self, "_live"):
+            self._live.close()
+        self._live, self.update_error = live, ""
+
+    async def facts(self) -> ModelFacts:
+        """What the model is."""
+        return replace(self._live.engine.facts, update_error=self.update_error)
+
+    async def ask(self, work: Hashable, rows: Sequence[Any], timeout_s: float) -> Answer:
+        """Do some work for some rows."""
+        live = self._live
+        deadline = time.monotonic() + timeout_s
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._prepare, live.engine.prepare, rows)
+        good = [each for each in prepared if isinstance(each, Prepared)]
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await live.batcher.do(work, good, [each.cost for each in good], deadline=deadline)
+        except Overloaded as error:
+            return self._answer(live, failed="overloaded", retry_after_s=error.retry_after_s)
+        except (Expired, TimeoutError):
+            return self._answer(live, failed="expired")
+        for result in found:
+            if isinstance(result, Exception) and not isinstance(result, MediaError):
+                traceback.print_exception(result)
+                return self._answer(live, failed="failed")
+        results = iter(found)
+        joined = [each if isinstance(each, MediaError) else next(results) for each in prepared]
+        return self._answer(live, results=joined, tokens=sum(each.tokens for each in good))
+
+    async def write(self, work: Write, row: Any, timeout_s: float, *, whole: bool) -> AsyncIterator[Answer]:
+        """A text, piece by piece; `whole` gives it at once when it is over."""
+        live = self._live
+        deadline = time.monotonic() + timeout_s
+        loop = asyncio.get_running_loop()
+        [prepared] = await loop.run_in_executor(self._prepare, live.engine.prepare, [row])
+        if isinstance(prepared, MediaError):
+            yield self._answer(live, results=[prepared])
+            return
+        said = Piece("", 0, "")
+        if live.writer is None:
+            raise TypeError("this model writes no texts")
+        try:
+            async for piece in live.writer.write(work, prepared.row, deadline=deadline):
+                said = Piece(said.text + piece.text, said.tokens + piece.tokens, piece.end) if whole else piece
+                if not whole or said.end:
+                    yield self._answer(live, results=[said], tokens=prepared.tokens)
+        except Overloaded as error:
+            yield self._answer(live, failed="overloaded", retry_after_s=error.retry_after_s)
+        except Expired:
+            yield self._answer(live, failed="expired")
+        except Exception as error:
+            traceback.print_exception(error)
+            yield self._answer(live, failed="failed")
+
+    def _answer(self, live: _Live, **given: Any) -> Answer:
+        return Answer(replica=self.name, load=live.load, version=live.engine.facts.version, **given)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Batches that wait or run, for `scale`."""
+        live = self._live
+        texts = (live.writer.waiting + live.writer.running) / live.wanted.settings.chat_rows if live.writer else 0.0
+        return {LOAD: live.load["queued_cost"] + (live.batcher.started is not None) + texts}
 
     def check_health(self) -> None:
         """Raises where a batch runs for so long that the model must hang: Serve then replaces the replica."""
-        mean_s = self.batcher.counts.busy_s / max(1, self.batcher.counts.batches)
-        began = [self.batcher.started, self.writer.started if self.writer is not None else None]
+        live = self._live
+        mean_s = live.batcher.counts.busy_s / max(1, live.batcher.counts.batches)
+        began = [live.batcher.started, live.writer.started if live.writer is not None else None]
         running_s = max((time.monotonic() - each for each in began if each is not None), default=0.0)
         if running_s > max(_HUNG_S, _HUNG * mean_s):
             raise RuntimeError(f"a batch has run for {running_s:.0f} s")
+
+
+def _load(wanted: ReplicaSettings) -> _Live:
+    """Loaded, and tried on something small."""
+    live = _Live(wanted)
+    for row in live.engine.canary():
+        found = live.engine.run(Embed(), [row.row])[0]
+        if isinstance(found, Exception):
+            raise found
+    return live
+
+
+def scale(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """Replicas that a deployment should have: so many that about one batch waits for each while another one runs.
+
+    Source of the shape: Serve's custom autoscaling policies.
+    """
+    series = (context.aggregated_metrics or {}).get(LOAD, {})
+    wanted = math.ceil(sum(series.values()) / _BATCHES_EACH) if series else context.current_num_replicas
+    least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return max(least, min(most, wanted)), context.policy_state

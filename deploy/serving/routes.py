@@ -16,7 +16,7 @@ from deploy.serving.inputs import items_of, places, rows_of
 from deploy.serving.texts import add_texts
 from deploy.serving.ui import add_page
 from mmbm_core.rows import unit
-from workers.serving.engine import Classify, Embed, ModelFacts
+from workers.serving.engine import Classified, Classify, Embed, ModelFacts
 
 REQUESTS = (
     s.EmbeddingsRequest, s.CohereRequest, s.RerankRequest, s.ClassifyRequest, s.ChatRequest, s.TranslateRequest,
@@ -50,13 +50,12 @@ def make_routes(gateway: Gateway) -> FastAPI:
 
 
 def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
-    settings = gateway.settings
 
     @post(app, "/v1/embeddings", takes=s.EmbeddingsRequest, gives=s.EmbeddingsAnswer)
     async def embeddings(asked: Annotated[s.EmbeddingsRequest, json_body(s.EmbeddingsRequest)]) -> Response:
         """Vectors of texts, token ids, images and sounds, in the shape of OpenAI's API."""
         model = gateway.resolve(asked.model)
-        rows = rows_of(items_of(asked.input), settings, param="input")
+        rows = rows_of(items_of(asked.input), gateway.settings, param="input")
         answer = await gateway.ask(model, Embed(), rows, params=places("input", rows))
         vectors = [_shortened(v, asked.dimensions) for v in answer.results]
         data = [{"object": "embedding", "index": i, "embedding": _written(v, asked.encoding_format)}
@@ -72,7 +71,7 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(400, "give one of texts, images and inputs", code="invalid_request", param="inputs")
         items = [s.ModalItem(image=i) for i in asked.images] if named == ["images"] else given[named[0]]  # type: ignore[union-attr]
         model = gateway.resolve(asked.model)
-        rows = rows_of(items, settings, param=named[0])  # type: ignore[arg-type]
+        rows = rows_of(items, gateway.settings, param=named[0])  # type: ignore[arg-type]
         answer = await gateway.ask(model, Embed(), rows, params=places(named[0], rows))
         vectors = [_shortened(v, asked.output_dimension) for v in answer.results]
         meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.tokens}}
@@ -84,8 +83,8 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
     async def rerank(asked: Annotated[s.RerankRequest, json_body(s.RerankRequest)]) -> Response:
         """Documents by how near they are to a query, in the shape of Cohere's and Jina's APIs."""
         model = gateway.resolve(asked.model)
-        query = rows_of([asked.query], settings, param="query")
-        documents = rows_of(asked.documents, settings, param="documents")
+        query = rows_of([asked.query], gateway.settings, param="query")
+        documents = rows_of(asked.documents, gateway.settings, param="documents")
         facts = await gateway.facts(model)
         for i, row in enumerate(documents):
             if not facts.shared and set(row) != set(query[0]):
@@ -107,39 +106,36 @@ def _add_classes(app: FastAPI, gateway: Gateway) -> None:
     async def classify(asked: Annotated[s.ClassifyRequest, json_body(s.ClassifyRequest)]) -> Response:
         """The class of each item: what a picture shows, what a text asks for."""
         model = gateway.resolve(asked.model)
-        task, labels = _classifier(await gateway.facts(model), asked.task)
+        task = _classifier(await gateway.facts(model), asked.task)
         rows = rows_of(items_of(asked.input), gateway.settings, param="input")
         answer = await gateway.ask(model, Classify(task), rows, params=places("input", rows))
-        data = [_classified(i, p, refused, labels, asked.top_k) for i, (p, refused) in enumerate(answer.results)]
+        data = [_classified(i, found, asked.top_k) for i, found in enumerate(answer.results)]
         return answer_json({"id": new_id("classify"), "object": "list", "model": model, "data": data,
                       "usage": _usage(answer.tokens)})  # fmt: skip
 
 
-def _classifier(facts: ModelFacts, task: str | None) -> tuple[str, tuple[str, ...]]:
-    """A task that classifies, and its labels."""
-    known = {name: each.labels for name, each in facts.tasks.items() if each.labels}
+def _classifier(facts: ModelFacts, task: str | None) -> str:
+    """A task that classifies."""
+    known = [name for name, each in facts.tasks.items() if each.labels]
     if task is not None and task not in known:
         wrong = f"the model has no such classifier; it has: {', '.join(known) or 'none'}"
         raise ApiError(422, wrong, code="task_not_found", param="task")
     if task is None and len(known) != 1:
         wrong = f"name a task; the model classifies by: {', '.join(known)}" if known else "this model does not classify"
         raise ApiError(422, wrong, code="task_missing", param="task")
-    name = task or next(iter(known))
-    return name, known[name]
+    return task or known[0]
 
 
-def _classified(
-    index: int, probabilities: np.ndarray, refused: bool, labels: tuple[str, ...], top_k: int | None
-) -> dict[str, Any]:
-    best = int(probabilities.argmax())
-    found = {
-        "index": index, "label": None if refused else labels[best], "probs": probabilities.tolist(),
-        "num_classes": len(labels), "out_of_scope": refused,
+def _classified(index: int, found: Classified, top_k: int | None) -> dict[str, Any]:
+    labels, probabilities = found.labels, found.probabilities
+    made = {
+        "index": index, "label": None if found.refused else labels[int(probabilities.argmax())],
+        "probs": probabilities.tolist(), "num_classes": len(labels), "out_of_scope": found.refused,
     }  # fmt: skip
     if top_k is not None:
         order = np.argsort(-probabilities, kind="stable")[:top_k]
-        found["top"] = [{"label": labels[i], "prob": float(probabilities[i])} for i in order]
-    return found
+        made["top"] = [{"label": labels[i], "prob": float(probabilities[i])} for i in order]
+    return made
 
 
 def _add_operations(app: FastAPI, gateway: Gateway) -> None:
@@ -148,12 +144,13 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         """What is served: modalities, spaces, tasks with their labels and the metrics of their training."""
         cards = []
         for name in gateway.handles:
-            facts = await gateway.facts(name)
+            facts = await gateway.facts(name, fresh=True)
             tasks = {task: asdict(each) for task, each in facts.tasks.items()}
             cards.append({
                 "id": name, "object": "model", "created": gateway.created, "owned_by": "mmbm",
                 "modalities": list(facts.widths), "dimensions": facts.widths, "shared_space": facts.shared,
                 "fingerprints": {model_part(n): f for n, f in facts.spaces.items()}, "tasks": tasks,
+                "update_error": facts.update_error,
             })  # fmt: skip
         return answer_json({"object": "list", "data": cards})
 

@@ -297,6 +297,7 @@ class ModelCard(BaseModel):
     shared_space: bool
     fingerprints: dict[str, str]
     tasks: dict[str, Any]
+    update_error: str = ""
 
 
 class ModelsAnswer(BaseModel):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mmbm_core.errors import UsageError
 from mmbm_core.media import Limits
@@ -27,7 +27,7 @@ class ServeSettings(BaseModel):
     cpus_per_replica: float = Field(0.45, gt=0, description="what Ray reserves for a replica")
     gpus_per_replica: float = Field(0.0, ge=0)
     min_replicas: int = Field(1, ge=1, description="of each model")
-    max_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, description="above min_replicas: so many as there are batches for")
     batch_cost: float = Field(1.0, gt=0, description="of a batch; 1: what the encoder's own budget is")
     queue_batches: int = Field(32, ge=1, description="batches that may wait; beyond them requests are refused")
     chat_rows: int = Field(32, ge=1, description="texts that a replica generates at once")
@@ -40,6 +40,12 @@ class ServeSettings(BaseModel):
     media_bytes: int = Field(16 << 20, ge=1)
     image_px: int = Field(40_000_000, ge=1)
     audio_s: float = Field(600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ServeSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
 
     @property
     def limits(self) -> Limits:
@@ -60,9 +66,11 @@ class Application(BaseModel):
     """One model, instead of `models`."""
     api_keys_file: str | None = None
     allow_anonymous: bool = False
+    allow_new_space: bool = False
+    """May a model give way to one whose vectors do not compare with its own?"""
     settings: ServeSettings = ServeSettings()
 
-    @field_validator("allow_anonymous", mode="before")
+    @field_validator("allow_anonymous", "allow_new_space", mode="before")
     @classmethod
     def _spelled(cls, value: Any) -> Any:
         return value.lower() == "true" if isinstance(value, str) and value.lower() in ("true", "false") else value

@@ -1,5 +1,6 @@
 """The page at /ui; its files lie in `page`."""
 
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from fastapi import FastAPI, Response
@@ -20,7 +21,7 @@ def add_page(app: FastAPI) -> None:
         app.add_api_route(path, _serve(content, kind), methods=["GET"], include_in_schema=False)
 
 
-def _serve(content: bytes, kind: str) -> object:
+def _serve(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     async def file() -> Response:
         return Response(content, media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
 

@@ -71,6 +71,8 @@ class Batcher:
     """Of what waits now."""
     started: float | None = None
     """When the batch that runs now began (time.monotonic); None: the model is free."""
+    closing: bool = False
+    """See `close`."""
     _jobs: list[_Job] = field(default_factory=list)
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
     _task: "asyncio.Task[None] | None" = None
@@ -105,6 +107,11 @@ class Batcher:
             for job in jobs:
                 job.future.cancel()
 
+    def close(self) -> None:
+        """Hold nothing once what waits is done."""
+        self.closing = True
+        self._ready.set()
+
     def _wait_s(self) -> float:
         """How long the queue takes, by the speed so far."""
         speed = self.counts.cost / self.counts.busy_s if self.counts.busy_s else self.batch_cost
@@ -116,6 +123,8 @@ class Batcher:
             await self._ready.wait()
             batch = self._take()
             if not batch:
+                if self.closing:
+                    return
                 self._ready.clear()
                 continue
             self.started = time.monotonic()

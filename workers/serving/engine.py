@@ -12,7 +12,7 @@ import numpy as np
 from mmbm_core.bundle import Bundle
 from mmbm_core.encoders.base import Item
 from mmbm_core.errors import MediaError
-from mmbm_core.media import Limits
+from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.predict import Predictor, Row
 from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.saved import find_part, read_content
@@ -28,9 +28,19 @@ class Embed(NamedTuple):
 
 
 class Classify(NamedTuple):
-    """Work: the class of each row."""
+    """Work: the classes of each row."""
 
     task: str
+
+
+class Classified(NamedTuple):
+    """What a model says of a row."""
+
+    labels: tuple[str, ...]
+    probabilities: np.ndarray
+    """(C,) of the labels."""
+    refused: bool
+    """Is it out of scope?"""
 
 
 class Search(NamedTuple):
@@ -69,6 +79,13 @@ class ModelFacts:
     spaces: dict[str, str]
     """Fingerprint of each encoder: vectors are comparable only within one."""
     tasks: dict[str, TaskFacts]
+    update_error: str = ""
+    """Why the model that was deployed last is not this one."""
+
+    @property
+    def version(self) -> str:
+        """Changes where another model takes over."""
+        return f"{self.model} {self.spaces}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,23 +156,37 @@ class Engine:
         return Prepared(row=row, cost=cost, tokens=row["text"].cost if "text" in row else 0)
 
     def run(self, work: Hashable, rows: Sequence[Row]) -> Sequence[Any]:
-        """One batch. Of Embed: vectors (D,) float32; of Classify: (probabilities (C,), refused); of Search: texts."""
+        """One batch. Of Embed: vectors (D,) float32; of Classify: Classified; of Search: texts."""
         match work:
             case Embed():
                 return self.bundle.embed_prepared(rows)
             case Classify(task):
-                classes = self._tasks.classify(task, rows)
-                both = zip(classes.probabilities.cpu().numpy(), classes.refused.tolist(), strict=True)
-                return [(p, r) if np.isfinite(p).all() else MediaError("the model gave no number") for p, r in both]
+                return self._classify(task, rows)
             case Search(task, beams, max_tokens):
                 return self._tasks.search(task, rows, beams=beams, max_tokens=max_tokens)
         raise TypeError(f"no work of this kind: {work!r}")
+
+    def _classify(self, task: str, rows: Sequence[Row]) -> list[Classified | MediaError]:
+        classes, labels = self._tasks.classify(task, rows), self.facts.tasks[task].labels
+        both = zip(classes.probabilities.cpu().numpy(), classes.refused.tolist(), strict=True)
+        wrong = MediaError("the model gave no number")
+        return [Classified(labels, p, refused) if np.isfinite(p).all() else wrong for p, refused in both]
+
+    def canary(self) -> list[Prepared]:
+        """A small row of a kind that the model takes: what it must be able to answer."""
+        rows: list[Values] = [{"text": "canary"}] if "text" in self.bundle.encoders else []
+        return [row for row in self.prepare(rows) if isinstance(row, Prepared)]
 
     @property
     def _tasks(self) -> Predictor:
         if self.predictor is None:
             raise TypeError("an encoder has no tasks")
         return self.predictor
+
+
+def spaces_of(model: str) -> dict[str, str]:
+    """Fingerprint of each encoder, by name, as a loaded model's facts have them."""
+    return load_worker_bundle(model, device="cpu", threads=1, precision="exact", limits=DEFAULT_LIMITS).spaces
 
 
 def _task_facts(predictor: Predictor | None, metrics: Mapping[str, float]) -> dict[str, TaskFacts]:

@@ -83,6 +83,7 @@ class Writer:
         self.counts = WriterCounts()
         self.started: float | None = None
         """When the step that runs now began (time.monotonic)."""
+        self.closing = False
         self._thread = thread
         self._waiting: list[_Job] = []
         self._running: list[_Job] = []
@@ -94,6 +95,11 @@ class Writer:
     def waiting(self) -> int:
         """Texts that have not been begun."""
         return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Texts that are being generated."""
+        return len(self._running)
 
     async def write(self, work: Write, row: Row, *, deadline: float | None = None) -> AsyncIterator[Piece]:
         """Pieces of a text, as fast as they are taken; closing the iterator ends its generation.
@@ -129,6 +135,11 @@ class Writer:
             job.gone = True
             self._ready.set()
 
+    def close(self) -> None:
+        """Hold nothing once what waits is done."""
+        self.closing = True
+        self._ready.set()
+
     def _wait_s(self) -> float:
         """How long those that wait take, by the speed so far."""
         speed = self.counts.tokens / self.counts.busy_s if self.counts.busy_s else 100.0
@@ -152,6 +163,8 @@ class Writer:
             self._running = [job for job in self._running if not job.over]
             new = self._admitted()
             if not (new or gone or self._running):
+                if self.closing:
+                    return
                 self._ready.clear()
                 continue
             self.started = time.monotonic()

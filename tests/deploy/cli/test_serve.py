@@ -152,15 +152,18 @@ def test_a_killed_replica_is_replaced_and_a_signal_under_load_loses_nothing(serv
         while server.replicas() in ([], [pid]) or server.embed().status_code != 200:
             assert time.monotonic() < deadline, load.answers
             time.sleep(0.2)
-    assert set(load.answers) <= {200, 503} and load.answers[200] > 20, load.answers
+    assert set(load.answers) <= {200, 503, 504} and load.answers[200] > 20, load.answers
     with Load(server) as load:
         stopped = time.monotonic()
         assert server.stop() == 0
     assert {answer for began, answer in load.asked if began < stopped} <= {200, 503}, load.answers
-    assert set(load.answers) == {200, 503, "no connection"}, load.answers
+    assert set(load.answers) <= {200, 503, "no connection"} and load.answers[200] > 20, load.answers
     assert "Traceback" not in server.log.read_text()
     assert server.process.stdout is not None and server.process.stdout.read() == ""
-    assert server.replicas() == []
+    deadline = time.monotonic() + 30
+    while server.replicas():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_keys_of_a_file_are_asked_for_and_told_nowhere(tmp_path: Path, text_model: str) -> None:

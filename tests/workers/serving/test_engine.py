@@ -72,7 +72,8 @@ def test_classes_of_every_subset(bundle: str) -> None:
     model, _ = load_model(Path(bundle))
     rows = subset_rows()
     found = ask(engine(bundle), Classify("seen"), rows)
-    for row, (probabilities, refused) in zip(rows, found, strict=True):
+    for row, (labels, probabilities, refused) in zip(rows, found, strict=True):
+        assert labels == ("no", "yes")
         values = {}
         for modality, encoder in model.encoders.items():
             if row.get(modality) is not None:
