@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint bench-embed bench-train bench-word2vec clean
+.PHONY: quickstart test test-all lint bench-embed bench-train bench-word2vec bench-serve clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ bench-train: $(STAMP)  ## mmbm train beside a plain PyTorch loop
 
 bench-word2vec: $(STAMP)  ## mmbm word2vec beside plain gensim
 	$(BIN)/python tests/benchmarks/word2vec.py
+
+bench-serve: $(STAMP)  ## mmbm serve beside a bare server, and infinity (INFINITY=VENV/bin/infinity_emb)
+	$(BIN)/python tests/benchmarks/serve.py $(if $(INFINITY),--infinity $(INFINITY))
 
 bench-embed: $(STAMP)  ## one table: this, the limit of the machine, and its peers
 	$(BIN)/python -m pip install -q -e ".[bench]"

@@ -1,11 +1,14 @@
 """`mmbm serve [NAME=]MODEL...`"""
 
 import argparse
+import atexit
 import contextlib
 import ipaddress
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -22,6 +25,15 @@ from pipelines.progress import answer, say
 
 _NAME = "mmbm"
 _TICK_S = 0.5
+_THROUGHPUT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(1 << 28),  # 4 MB otherwise: less than one picture
+}  # fmt: skip
+_HAPROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "", "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}  # fmt: skip
+_HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="F", help="YAML of the settings that --set takes")
     add("--api-keys-file", metavar="F", help="keys that may call, one a line (or MMBM_API_KEYS, commas between them)")
     add("--allow-anonymous", action="store_true", help="let everybody in; on a loopback host only")
+    add("--throughput", action="store_true",
+        help="HAProxy takes the requests: several times as many small ones a second. Its metrics and statistics listen "
+        "at two more ports, of all addresses")  # fmt: skip
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="one of: " + ", ".join(ServeSettings.model_fields))  # fmt: skip
 
@@ -50,7 +65,12 @@ def run(args: argparse.Namespace) -> None:
     _check_models(models)
     _check_free(args.host, args.port)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    missing = _turn_on_throughput() if args.throughput else []
     ours = connect()
+    if missing and not ours:
+        raise UsageError(
+            f"--throughput is settled when a cluster starts, on each of its nodes: {' '.join(missing)} ray start ..."
+        )
     url = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     _start(models, settings, digests, host=args.host, port=args.port)
     _check_answers(url)
@@ -59,6 +79,21 @@ def run(args: argparse.Namespace) -> None:
     _drain(settings.timeout_s)
     if not ours:  # else it ends with this process
         _stop()
+
+
+def _turn_on_throughput() -> list[str]:
+    """Set what a cluster of our own needs; returns what the environment lacked, as `NAME=value`."""
+    missing = [f"{name}={value}" for name, value in _THROUGHPUT.items() if os.environ.get(name) != value]
+    os.environ.update(_THROUGHPUT)
+    folder = tempfile.mkdtemp(prefix="mmbm-haproxy-")  # else two servers on a machine would share one
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, file in _HAPROXY_FILES.items():
+        os.environ.setdefault(name, os.path.join(folder, file))
+    for name in _HAPROXY_PORTS:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ.setdefault(name, str(probe.getsockname()[1]))
+    return missing
 
 
 def _settings(args: argparse.Namespace) -> ServeSettings:
@@ -153,7 +188,7 @@ def _check_answers(url: str) -> None:
 
 def _wait(url: str) -> None:
     """Until a signal; then what runs is finished and no more is taken."""
-    say(f"serving at {url}; the page of its routes is {url}/docs; Ctrl-C ends it")
+    say(f"serving at {url}; try it at {url}/ui, its routes are at {url}/docs; Ctrl-C ends it")
     try:
         while True:
             time.sleep(_TICK_S)

