@@ -92,8 +92,7 @@ def read_content(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"bundle {folder} has format {version}, this program reads {FORMAT}: use the one that wrote it"
         )
-    digest = _own_digest(content)
-    if content.get(_OWN_DIGEST, digest) != digest or not {"files", "space", "spec", "widths"} <= set(content):
+    if content.get(_OWN_DIGEST) != _own_digest(content) or not {"files", "space", "spec", "widths"} <= set(content):
         raise UsageError(f"{file} is damaged (its content does not fit its sha256): copy the bundle again")
     return content  # type: ignore[no-any-return]
 

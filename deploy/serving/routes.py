@@ -1,6 +1,7 @@
 """The routes: vectors, classes, and what an operator asks; those that write texts are in `texts`."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -12,7 +13,8 @@ from deploy.serving import schemas as s
 from deploy.serving.errors import ANSWERS, ApiError
 from deploy.serving.gateway import Gateway
 from deploy.serving.http import REFS, add_error_handlers, answer_json, json_body, new_id, post
-from deploy.serving.inputs import items_of, places, rows_of
+from deploy.serving.inputs import Row, items_of, places, rows_of
+from deploy.serving.replica import Answer
 from deploy.serving.texts import add_texts
 from deploy.serving.ui import add_page
 from mmbm_core.rows import unit
@@ -106,12 +108,39 @@ def _add_classes(app: FastAPI, gateway: Gateway) -> None:
     async def classify(asked: Annotated[s.ClassifyRequest, json_body(s.ClassifyRequest)]) -> Response:
         """The class of each item: what a picture shows, what a text asks for."""
         model = gateway.resolve(asked.model)
-        task = _classifier(await gateway.facts(model), asked.task)
+        facts = await gateway.facts(model)
         rows = rows_of(items_of(asked.input), gateway.settings, param="input")
-        answer = await gateway.ask(model, Classify(task), rows, params=places("input", rows))
-        data = [_classified(i, found, asked.top_k) for i, found in enumerate(answer.results)]
+        if asked.labels:
+            answer = await _ask_near(gateway, model, rows, rows_of(asked.labels, gateway.settings, param="labels"))
+            classes = _nearest(answer.results, asked.labels, scale=facts.scale)
+        else:
+            work = Classify(_classifier(facts, asked.task))
+            answer = await gateway.ask(model, work, rows, params=places("input", rows))
+            classes = answer.results
+        data = [_classified(i, found, asked.top_k) for i, found in enumerate(classes)]
         return answer_json({"id": new_id("classify"), "object": "list", "model": model, "data": data,
                       "usage": _usage(answer.tokens)})  # fmt: skip
+
+
+async def _ask_near(gateway: Gateway, model: str, rows: list[Row], labels: list[Row]) -> Answer:
+    """Vectors of rows and of texts that they are compared with."""
+    facts = await gateway.facts(model)
+    for i, row in enumerate(rows):
+        if "text" not in facts.widths or not (facts.shared or set(row) == {"text"}):
+            wrong = f"this model can't compare {' and '.join(row)} with the texts of labels"
+            raise ApiError(422, wrong, code="no_shared_space", param=f"input[{i}]")
+    return await gateway.ask(
+        model, Embed(), [*rows, *labels], params=[*places("input", rows), *places("labels", labels)]
+    )
+
+
+def _nearest(vectors: Sequence[np.ndarray], labels: Sequence[str], *, scale: float) -> list[Classified]:
+    """Softmax over the scaled cosines of each row to the labels, whose vectors come last (CLIP, arXiv 2103.00020)."""
+    units = np.stack([unit(vector) for vector in vectors])
+    rows, texts = units[: -len(labels)], units[-len(labels) :]
+    logits = scale * rows @ texts.T
+    likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return [Classified(tuple(labels), each / each.sum(), False) for each in likely]
 
 
 def _classifier(facts: ModelFacts, task: str | None) -> str:

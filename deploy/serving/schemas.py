@@ -165,6 +165,9 @@ class ClassifyRequest(_Request):
 
     input: InputItem | _Items
     task: str | None = Field(None, description="of the model; may be left out where it has just one that classifies")
+    labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
+        None, description="texts to choose among, whatever the model was trained to tell apart (zero-shot)"
+    )
     top_k: int | None = Field(None, ge=1, description="the likeliest labels, with their probabilities, in `top`")
 
 

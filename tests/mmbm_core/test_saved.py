@@ -15,7 +15,7 @@ from mmbm_core.encoders.image_cnn import ImageCnnConfig, ImageCnnEncoder
 from mmbm_core.encoders.scratch import build_scratch
 from mmbm_core.errors import UsageError
 from mmbm_core.model import Batch, Model, Values
-from mmbm_core.saved import load_model, read_bundle, save_model
+from mmbm_core.saved import _own_digest, load_model, read_bundle, save_model
 from mmbm_core.spec import ModelSpec
 
 TEXTS = ["a red thing", "two green things", "blue"] * 3
@@ -147,8 +147,12 @@ def test_other_bundles_are_refused(saved: tuple[Model, Path], tmp_path: Path) ->
     content = json.loads((folder / "bundle.json").read_text())
 
     def write(**changed: Any) -> None:
-        (broken / "bundle.json").write_text(json.dumps({k: v for k, v in (content | changed).items() if k != "sha256"}))
+        made = {k: v for k, v in (content | changed).items() if k != "sha256"}
+        (broken / "bundle.json").write_text(json.dumps(made | {"sha256": _own_digest(made)}))
 
+    (broken / "bundle.json").write_text(json.dumps({k: v for k, v in content.items() if k != "sha256"}))
+    with pytest.raises(UsageError, match="is damaged"):
+        load_model(broken)
     write(format=99)
     with pytest.raises(UsageError, match="has format 99, this program reads 1: use the one that wrote it"):
         load_model(broken)

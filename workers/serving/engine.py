@@ -23,6 +23,10 @@ Values = Mapping[Modality, str | tuple[int, ...] | bytes]
 """What a row has: a string or the ids of its tokens, or encoded media."""
 
 
+_SCALE = 20.0
+"""Where a model has learnt none: what sentence-transformers trains text encoders with."""
+
+
 class Embed(NamedTuple):
     """Work: a vector for each row."""
 
@@ -79,6 +83,8 @@ class ModelFacts:
     spaces: dict[str, str]
     """Fingerprint of each encoder: vectors are comparable only within one."""
     tasks: dict[str, TaskFacts]
+    scale: float
+    """Inverse temperature of cosines, where labels compete."""
     update_error: str = ""
     """Why the model that was deployed last is not this one."""
 
@@ -116,7 +122,7 @@ class Engine:
         self.predictor = Predictor(self.bundle.model) if self.bundle.model is not None else None
         self.facts = ModelFacts(
             model=model, widths=self.bundle.widths, shared=bool(self.bundle.shared), spaces=self.bundle.spaces,
-            tasks=_task_facts(self.predictor, _metrics(model)),
+            tasks=_task_facts(self.predictor, _metrics(model)), scale=_scale(self.bundle),
         )  # fmt: skip
 
     def prepare(self, rows: Sequence[Values]) -> list[Prepared | MediaError]:
@@ -182,6 +188,14 @@ class Engine:
         if self.predictor is None:
             raise TypeError("an encoder has no tasks")
         return self.predictor
+
+
+def _scale(bundle: Bundle) -> float:
+    """As an alignment, CLIP or one of its kin learnt it (CLAP: for texts by sound)."""
+    modules = [*(encoder.encoder for encoder in bundle.encoders.values()), *([bundle.model] if bundle.model else [])]
+    named = [(name, value) for module in modules for name, value in module.named_parameters()]
+    found = [v for n, v in named if n.rpartition(".")[2] in ("log_scale", "logit_scale", "logit_scale_a")]
+    return float(found[0].exp().mean()) if found else _SCALE
 
 
 def spaces_of(model: str) -> dict[str, str]:

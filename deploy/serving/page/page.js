@@ -198,7 +198,9 @@ function strip(vector) {
 const taskOf = (section) => $(".task", section).value || undefined;
 
 async function classify(item) {
+  const labels = lines($("#labels"));
   const body = { model: model.id, task: taskOf($("#classify")), input: [item], top_k: 10 };
+  if (labels.length) body.labels = labels;
   const reply = await call("v1/classify", body);
   const [found] = reply.data;
   const verdict = found.out_of_scope ? "out of scope: none of the classes" : found.label;
@@ -313,12 +315,14 @@ function choose(id) {
   }
   const about = tasks.map(([name, task]) => `${name} (${task.kind})`).join(", ");
   $("#about").textContent = `takes ${model.modalities.join(", ")}` + (about ? `; ${about}` : "");
-  const able = { compare: true, search: model.modalities.includes("text"), ...Object.fromEntries(
-    Object.entries(names).map(([section, known]) => [section, known.length > 0])) };
+  const able = Object.fromEntries(Object.entries(names).map(([section, known]) => [section, known.length > 0]));
+  const first = ["classify", "chat"].find((section) => able[section]) ?? "compare";
+  Object.assign(able, { compare: true, search: model.modalities.includes("text") });
+  able.classify ||= able.search;
   const tabs = Object.entries(TABS).filter(([section]) => able[section]).map(([section, title]) =>
     element("button", title, { id: `${section}-tab`, type: "button", onclick: () => open(section) }));
   $("#tabs").replaceChildren(...tabs);
-  open(["classify", "chat"].find((section) => able[section]) ?? "compare");
+  open(first);
 }
 
 function open(section) {

@@ -76,6 +76,7 @@ class Server:
             self.process = subprocess.Popen(
                 [MMBM, "serve", *args, "--port", str(self.port)], env=environment(**{MARK: self.mark}),
                 stdout=subprocess.PIPE, stderr=log, text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & turns it off
             )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

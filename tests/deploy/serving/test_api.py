@@ -186,6 +186,24 @@ def test_any_of_the_keys_opens_and_some_paths_are_open(client: Client) -> None:
     assert client.get("/ready").json == {"status": "ok"}
 
 
+def test_labels_of_the_moment(client: Client) -> None:
+    labels = ["a red disc", "two blue squares", "no"]
+    rows = subset_rows()
+    model, _ = load_model(Path(client.bundle))
+    vectors = np.stack([pooled_alone(model, row) for row in rows])
+    texts = np.stack([pooled_alone(model, {"text": label}) for label in labels])
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, texts)]
+    likely = np.exp(20 * unit[0] @ unit[1].T)
+    body = {"model": "fused", "input": [item(row) for row in rows], "labels": labels, "top_k": 1}
+    found = client.post("/v1/classify", body).json["data"]
+    np.testing.assert_allclose([each["probs"] for each in found], likely / likely.sum(1, keepdims=True), atol=1e-3)
+    assert [each["label"] for each in found] == [labels[i] for i in likely.argmax(1)]
+    assert found[0]["top"][0]["label"] == found[0]["label"]
+    same = client.post("/v1/classify", {"model": "text", "input": "no", "labels": labels}).json["data"][0]
+    assert same["label"] == "no"
+    assert client.post("/v1/classify", {**body, "labels": ["one"]}).error[:2] == (400, "invalid_request")
+
+
 def test_a_request_has_an_id(client: Client) -> None:
     asked = client.post("/v1/embeddings", {"model": "text", "input": "a"}, **{"x-request-id": "mine-1"})
     assert asked.headers["x-request-id"] == "mine-1"
