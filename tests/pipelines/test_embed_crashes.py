@@ -65,7 +65,7 @@ def texts(count: int) -> list[dict[str, Any]]:
     return [{"id": f"r{n}", "text": f"text number {n}"} for n in range(count)]
 
 
-@pytest.mark.parametrize("where", ["together", "per_modality"])
+@pytest.mark.parametrize("where", ["together", pytest.param("per_modality", marks=pytest.mark.slow)])
 def test_a_row_that_kills_its_worker_is_quarantined(
     embed: Callable[..., Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

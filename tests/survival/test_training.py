@@ -85,6 +85,7 @@ def survive(kills: list[str], recipe: Path, data: Path, output: Path, *, seed: i
     return run.result(400)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_taken_up_again(recipe_file: Path, colors: Path, unbroken: Path, tmp_path: Path) -> None:
     result = survive(["worker"], recipe_file, colors, tmp_path / "out", seed=1)
     assert history(tmp_path / "out") == history(unbroken)
