@@ -114,17 +114,16 @@ async def closed_loop(url: str, clients: int, body: Body, seconds: float) -> flo
     return counted / seconds
 
 
-async def open_loop(url: str, body: Body, *, rate: float, seconds: float) -> list[Reply]:
-    """Requests that come at random times, `rate` a second on average."""
+async def open_loop(url: str, body: Body, *, rate: float, seconds: float) -> tuple[list[Reply], float]:
+    """Requests that come at random times, `rate` a second on average, and the seconds until all are answered."""
     draw = random.Random(1)
     tasks = []
-    due = time.monotonic()
+    due = begin = time.monotonic()
     async with _session() as session:
-        end = due + seconds
-        while (due := due + draw.expovariate(rate)) < end:
+        while (due := due + draw.expovariate(rate)) < begin + seconds:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.append(asyncio.create_task(ask(session, url, body(draw), due)))
-        return await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks), time.monotonic() - begin
 
 
 async def vectors(url: str) -> np.ndarray:
@@ -195,11 +194,11 @@ def main() -> None:
 def _under_load(url: str, capacity: float, seconds: float) -> Iterator[str]:
     body = BODIES["1 text, 32 clients"][1]
     for share in (0.5, 1.5):
-        replies = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=seconds))
+        replies, took = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=seconds))
         good = sorted(reply.seconds for reply in replies if reply.status == 200)
         refused = sorted(reply.seconds for reply in replies if reply.status == 429)
         others = len(replies) - len(good) - len(refused)
-        line = f"at {share:.0%} of capacity: answered {len(good) / seconds / capacity:.2f} of capacity, "
+        line = f"at {share:.0%} of capacity: answered {len(good) / took / capacity:.2f} of capacity, "
         line += f"p50 {1000 * good[len(good) // 2]:.0f} ms, p99 {1000 * good[int(0.99 * len(good))]:.0f} ms; "
         worst = f", p99 {1000 * refused[int(0.99 * len(refused))]:.0f} ms" if refused else ""
         yield line + f"refused {len(refused)}{worst}; other answers {others}"
