@@ -48,7 +48,7 @@ class Ingress:
     """
 
     def __init__(self, handles: Sequence[DeploymentHandle]) -> None:
-        self.gateway = Gateway({}, ServeSettings())
+        self.gateway = Gateway()
         self.guard = Guard(make_routes(self.gateway), metrics=self.gateway.metrics)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:

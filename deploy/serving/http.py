@@ -1,7 +1,7 @@
 """How routes read requests and write answers and errors."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -66,6 +66,32 @@ def new_id(kind: str) -> str:
 def answer_json(content: Any) -> Response:
     """200."""
     return Response(to_json(content), media_type="application/json")
+
+
+def usage(read: int) -> dict[str, int]:
+    """Tokens of the texts of a request."""
+    return {"prompt_tokens": read, "total_tokens": read}
+
+
+def choose_task(known: Sequence[str], task: str | None, *, kind: str, does: str, lacks: str) -> str:
+    """The task that a request names, or the only one there is.
+
+    Args:
+        known: those of the model that can be asked.
+        kind: what they are.
+        does: what the model does by them.
+        lacks: what is said of a model that has none.
+
+    Raises:
+        ApiError: no such task, or none named where there are several.
+    """
+    if task is not None and task not in known:
+        wrong = f"the model has no such {kind}; it has: {', '.join(known) or 'none'}"
+        raise ApiError(422, wrong, code="task_not_found", param="task")
+    if task is None and len(known) != 1:
+        wrong = f"name a task; the model {does} by: {', '.join(known)}" if known else f"this model {lacks}"
+        raise ApiError(422, wrong, code="task_missing", param="task")
+    return task or known[0]
 
 
 async def _api_error(request: Request, error: ApiError) -> Response:

@@ -40,10 +40,7 @@ def rows_of(items: Sequence[InputItem | CohereInput | list[int]], settings: Serv
     if len(items) > settings.items:
         raise ApiError(413, f"{len(items)} items; a request takes {settings.items}", code="too_many_items", param=param)
     rows = [_row(item, f"{param}[{i}]") for i, item in enumerate(items)]
-    media = sum(modality != "text" for row in rows for modality in row)
-    if media > settings.media_items:
-        wrong = f"{media} images and sounds; a request takes {settings.media_items}"
-        raise ApiError(413, wrong, code="too_many_items", param=param)
+    _check_media(sum(modality != "text" for row in rows for modality in row), settings, param)
     return rows
 
 
@@ -75,14 +72,18 @@ def conversation_row(messages: Sequence[Message], *, turns: int | None, settings
             row[modality] = value
             media += 1
         said += [" ".join(texts)] if any(text.strip() for text in texts) else []
-    if media > settings.media_items:
-        wrong = f"{media} images and sounds; a request takes {settings.media_items}"
-        raise ApiError(413, wrong, code="too_many_items", param="messages")
+    _check_media(media, settings, "messages")
     if said:
         row["text"] = join_turns(said, turns)
     if not row:
         raise ApiError(400, "the messages are empty", code="empty_input", param="messages")
     return row
+
+
+def _check_media(count: int, settings: ServeSettings, param: str) -> None:
+    if count > settings.media_items:
+        wrong = f"{count} images and sounds; a request takes {settings.media_items}"
+        raise ApiError(413, wrong, code="too_many_items", param=param)
 
 
 def _row(item: InputItem | CohereInput | list[int], param: str) -> Row:

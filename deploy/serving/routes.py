@@ -12,7 +12,7 @@ from fastapi import FastAPI, Response
 from deploy.serving import schemas as s
 from deploy.serving.errors import ANSWERS, ApiError
 from deploy.serving.gateway import Gateway
-from deploy.serving.http import REFS, add_error_handlers, answer_json, json_body, new_id, post
+from deploy.serving.http import REFS, add_error_handlers, answer_json, choose_task, json_body, new_id, post, usage
 from deploy.serving.inputs import Row, items_of, places, rows_of
 from deploy.serving.replica import Answer
 from deploy.serving.texts import add_texts
@@ -62,7 +62,7 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
         vectors = [_shortened(v, asked.dimensions) for v in answer.results]
         data = [{"object": "embedding", "index": i, "embedding": _written(v, asked.encoding_format)}
                 for i, v in enumerate(vectors)]  # fmt: skip
-        return answer_json({"object": "list", "model": model, "data": data, "usage": _usage(answer.tokens)})
+        return answer_json({"object": "list", "model": model, "data": data, "usage": usage(answer.tokens)})
 
     @post(app, "/v2/embed", takes=s.CohereRequest, gives=s.CohereAnswer)
     async def embed(asked: Annotated[s.CohereRequest, json_body(s.CohereRequest)]) -> Response:
@@ -100,7 +100,7 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
         results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
         if asked.return_documents:
             results = [r | {"document": _document(asked.documents[r["index"]])} for r in results]
-        return answer_json({"id": new_id("rerank"), "model": model, "results": results, "usage": _usage(answer.tokens)})
+        return answer_json({"id": new_id("rerank"), "model": model, "results": results, "usage": usage(answer.tokens)})
 
 
 def _add_classes(app: FastAPI, gateway: Gateway) -> None:
@@ -111,7 +111,9 @@ def _add_classes(app: FastAPI, gateway: Gateway) -> None:
         facts = await gateway.facts(model)
         rows = rows_of(items_of(asked.input), gateway.settings, param="input")
         if asked.labels:
-            answer = await _ask_near(gateway, model, rows, rows_of(asked.labels, gateway.settings, param="labels"))
+            answer = await _ask_near(
+                gateway, model, facts, rows, rows_of(asked.labels, gateway.settings, param="labels")
+            )
             classes = _nearest(answer.results, asked.labels, scale=facts.scale)
         else:
             work = Classify(_classifier(facts, asked.task))
@@ -119,12 +121,11 @@ def _add_classes(app: FastAPI, gateway: Gateway) -> None:
             classes = answer.results
         data = [_classified(i, found, asked.top_k) for i, found in enumerate(classes)]
         return answer_json({"id": new_id("classify"), "object": "list", "model": model, "data": data,
-                      "usage": _usage(answer.tokens)})  # fmt: skip
+                      "usage": usage(answer.tokens)})  # fmt: skip
 
 
-async def _ask_near(gateway: Gateway, model: str, rows: list[Row], labels: list[Row]) -> Answer:
+async def _ask_near(gateway: Gateway, model: str, facts: ModelFacts, rows: list[Row], labels: list[Row]) -> Answer:
     """Vectors of rows and of texts that they are compared with."""
-    facts = await gateway.facts(model)
     for i, row in enumerate(rows):
         if "text" not in facts.widths or not (facts.shared or set(row) == {"text"}):
             wrong = f"this model can't compare {' and '.join(row)} with the texts of labels"
@@ -144,15 +145,8 @@ def _nearest(vectors: Sequence[np.ndarray], labels: Sequence[str], *, scale: flo
 
 
 def _classifier(facts: ModelFacts, task: str | None) -> str:
-    """A task that classifies."""
     known = [name for name, each in facts.tasks.items() if each.labels]
-    if task is not None and task not in known:
-        wrong = f"the model has no such classifier; it has: {', '.join(known) or 'none'}"
-        raise ApiError(422, wrong, code="task_not_found", param="task")
-    if task is None and len(known) != 1:
-        wrong = f"name a task; the model classifies by: {', '.join(known)}" if known else "this model does not classify"
-        raise ApiError(422, wrong, code="task_missing", param="task")
-    return task or known[0]
+    return choose_task(known, task, kind="classifier", does="classifies", lacks="does not classify")
 
 
 def _classified(index: int, found: Classified, top_k: int | None) -> dict[str, Any]:
@@ -222,7 +216,3 @@ def _written(vector: np.ndarray, encoding: str) -> list[float] | str:
 
 def _document(item: s.InputItem) -> dict[str, Any]:
     return {"text": item} if isinstance(item, str) else item.model_dump(exclude_none=True)
-
-
-def _usage(tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": tokens, "total_tokens": tokens}

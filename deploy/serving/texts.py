@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from deploy.serving import schemas as s
 from deploy.serving.errors import ApiError
 from deploy.serving.gateway import Gateway
-from deploy.serving.http import answer_json, json_body, new_id, post
+from deploy.serving.http import answer_json, choose_task, json_body, new_id, post, usage
 from deploy.serving.inputs import conversation_row, places, rows_of
 from deploy.serving.replica import Answer
 from mmbm_core.tasks.generation import Sampling
@@ -33,8 +33,8 @@ def add_texts(app: FastAPI, gateway: Gateway) -> None:
         first = await anext(pieces)  # what is wrong with the request shows here
         head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
         if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
-            events = _events(head, first, pieces, usage=usage)
+            tell_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            events = _events(head, first, pieces, tell_usage=tell_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
         piece: Piece = first.results[0]
         message = {"role": "assistant", "content": piece.text}
@@ -51,21 +51,15 @@ def add_texts(app: FastAPI, gateway: Gateway) -> None:
         work = Search(name, asked.beams, _at_most(asked.max_tokens, task))
         answer = await gateway.ask(model, work, rows, params=places("input", rows))
         data = [{"index": i, "text": text} for i, text in enumerate(answer.results)]
-        usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
-        return answer_json({"id": new_id("translate"), "object": "list", "model": model, "data": data, "usage": usage})
+        return answer_json({"id": new_id("translate"), "object": "list", "model": model, "data": data,
+                            "usage": usage(answer.tokens)})  # fmt: skip
 
 
 def _writer(facts: ModelFacts, task: str | None) -> tuple[str, TaskFacts]:
     """A task that writes texts."""
-    known = {name: each for name, each in facts.tasks.items() if each.max_tokens is not None}
-    if task is not None and task not in known:
-        wrong = f"the model has no such task that writes texts; it has: {', '.join(known) or 'none'}"
-        raise ApiError(422, wrong, code="task_not_found", param="task")
-    if task is None and len(known) != 1:
-        wrong = f"name a task; the model writes by: {', '.join(known)}" if known else "this model writes no texts"
-        raise ApiError(422, wrong, code="task_missing", param="task")
-    name = task or next(iter(known))
-    return name, known[name]
+    known = [name for name, each in facts.tasks.items() if each.max_tokens is not None]
+    name = choose_task(known, task, kind="task that writes texts", does="writes", lacks="writes no texts")
+    return name, facts.tasks[name]
 
 
 def _sampling(asked: s.ChatRequest, task: TaskFacts) -> Sampling:
@@ -89,7 +83,7 @@ def _usage(read: int, written: int) -> dict[str, int]:
 
 
 async def _events(
-    head: dict[str, Any], first: Answer, rest: AsyncIterator[Answer], *, usage: bool
+    head: dict[str, Any], first: Answer, rest: AsyncIterator[Answer], *, tell_usage: bool
 ) -> AsyncIterator[bytes]:
     """Server-sent events; closing them closes `rest`, which ends the generation."""
     head = head | {"object": "chat.completion.chunk"}
@@ -109,7 +103,7 @@ async def _events(
             if piece.end:
                 yield event({}, piece.end)
             answer = await anext(rest, None)
-        if usage:
+        if tell_usage:
             yield _event(head | {"choices": [], "usage": _usage(first.tokens, written)})
         yield b"data: [DONE]\n\n"
     except ApiError as error:

@@ -1,6 +1,5 @@
 """Serving on a cluster: another version is deployed under load, a space that changes is refused."""
 
-import socket
 import subprocess
 import sys
 import threading
@@ -14,15 +13,10 @@ import requests
 import yaml
 
 from tests.checkpoints import save_text_model
+from tests.deploy.serving.conftest import free_port
 from tests.survival.harness import ROOT, cluster, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Deployment:

@@ -9,8 +9,10 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from workers.serving.turns import Turns
 
 Run = Callable[[Hashable, list[Any]], Sequence[Any]]
 """Does the items of one kind of work: a result each, or the exception of an item that can't be done."""
@@ -53,8 +55,7 @@ class Counts:
     expired: int = 0
 
 
-@dataclass
-class Batcher:
+class Batcher(Turns):
     """Runs work in a thread of its own, one batch at a time.
 
     Args:
@@ -63,20 +64,14 @@ class Batcher:
         queue_cost: of all that waits, at most.
     """
 
-    run: Run
-    batch_cost: float
-    queue_cost: float
-    counts: Counts = field(default_factory=Counts)
-    queued_cost: float = 0.0
-    """Of what waits now."""
-    started: float | None = None
-    """When the batch that runs now began (time.monotonic); None: the model is free."""
-    closing: bool = False
-    """See `close`."""
-    _jobs: list[_Job] = field(default_factory=list)
-    _ready: asyncio.Event = field(default_factory=asyncio.Event)
-    _task: "asyncio.Task[None] | None" = None
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
+    def __init__(self, run: Run, batch_cost: float, queue_cost: float) -> None:
+        super().__init__()
+        self.run, self.batch_cost, self.queue_cost = run, batch_cost, queue_cost
+        self.counts = Counts()
+        self.queued_cost = 0.0
+        """Of what waits now."""
+        self.thread = ThreadPoolExecutor(1, "model")
+        self._jobs: list[_Job] = []
 
     async def do(self, work: Hashable, items: Sequence[Any], costs: Sequence[float], *,
                  deadline: float | None = None) -> list[Any]:  # fmt: skip
@@ -94,51 +89,40 @@ class Batcher:
         if self.queued_cost and self.queued_cost + total > self.queue_cost:
             self.counts.refused += 1
             raise Overloaded(self._wait_s())
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._loop())
         loop = asyncio.get_running_loop()
         jobs = [_Job(work, i, c, deadline, loop.create_future()) for i, c in zip(items, costs, strict=True)]
         self._jobs += jobs
         self.queued_cost += total
-        self._ready.set()
+        self._wake()
         try:
             return list(await asyncio.gather(*(job.future for job in jobs)))
         finally:
             for job in jobs:
                 job.future.cancel()
 
-    def close(self) -> None:
-        """Hold nothing once what waits is done."""
-        self.closing = True
-        self._ready.set()
-
     def _wait_s(self) -> float:
         """How long the queue takes, by the speed so far."""
         speed = self.counts.cost / self.counts.busy_s if self.counts.busy_s else self.batch_cost
         return max(0.1, self.queued_cost / max(speed, 1e-9))
 
-    async def _loop(self) -> None:
+    async def _turn(self) -> bool:
+        batch = self._take()
+        if not batch:
+            return False
         loop = asyncio.get_running_loop()
-        while True:
-            await self._ready.wait()
-            batch = self._take()
-            if not batch:
-                if self.closing:
-                    return
-                self._ready.clear()
-                continue
-            self.started = time.monotonic()
-            try:
-                found = await loop.run_in_executor(self.thread, self._attempt, batch[0].work, [j.item for j in batch])
-            finally:
-                seconds, self.started = time.monotonic() - self.started, None
-            self.counts.batches += 1
-            self.counts.items += len(batch)
-            self.counts.cost += sum(job.cost for job in batch)
-            self.counts.busy_s += seconds
-            for job, result in zip(batch, found, strict=True):
-                if not job.future.done():
-                    job.future.set_result(result)
+        self.started = time.monotonic()
+        try:
+            found = await loop.run_in_executor(self.thread, self._attempt, batch[0].work, [j.item for j in batch])
+        finally:
+            seconds, self.started = time.monotonic() - self.started, None
+        self.counts.batches += 1
+        self.counts.items += len(batch)
+        self.counts.cost += sum(job.cost for job in batch)
+        self.counts.busy_s += seconds
+        for job, result in zip(batch, found, strict=True):
+            if not job.future.done():
+                job.future.set_result(result)
+        return True
 
     def _take(self) -> list[_Job]:
         """The oldest job, and what else of its work fits into its batch: those of about its cost first."""

@@ -15,6 +15,7 @@ import torch
 from mmbm_core.predict import Predictor, Row
 from mmbm_core.tasks.generation import Generation, Sampling, Step, TextPieces
 from workers.serving.batcher import Expired, Overloaded
+from workers.serving.turns import Turns
 
 
 class Write(NamedTuple):
@@ -69,7 +70,7 @@ class WriterCounts:
     busy_s: float = 0.0
 
 
-class Writer:
+class Writer(Turns):
     """Generates for the tasks of one model.
 
     Args:
@@ -79,17 +80,13 @@ class Writer:
     """
 
     def __init__(self, predictor: Predictor, *, thread: ThreadPoolExecutor, rows: int, queue: int) -> None:
+        super().__init__()
         self.predictor, self.rows, self.queue = predictor, rows, queue
         self.counts = WriterCounts()
-        self.started: float | None = None
-        """When the step that runs now began (time.monotonic)."""
-        self.closing = False
         self._thread = thread
         self._waiting: list[_Job] = []
         self._running: list[_Job] = []
         self._generations: dict[str, Generation] = {}
-        self._ready = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -114,11 +111,9 @@ class Writer:
         self._sweep()
         if len(self._waiting) >= self.queue:
             raise Overloaded(self._wait_s())
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._loop())
         job = _Job(work, row, deadline, TextPieces(self.predictor.writers[work.task].decoder, work.stop))
         self._waiting.append(job)
-        self._ready.set()
+        self._wake()
         try:
             while not job.over:
                 await job.news.wait()
@@ -127,18 +122,10 @@ class Writer:
                     raise job.error
                 piece = Piece(job.text, job.tokens, job.end)
                 job.text, job.tokens = "", 0
-                if piece.text or piece.end:
-                    yield piece
-                else:
-                    job.tokens = piece.tokens
+                yield piece
         finally:
             job.gone = True
             self._ready.set()
-
-    def close(self) -> None:
-        """Hold nothing once what waits is done."""
-        self.closing = True
-        self._ready.set()
 
     def _wait_s(self) -> float:
         """How long those that wait take, by the speed so far."""
@@ -154,35 +141,31 @@ class Writer:
                 job.fail(Expired("the deadline passed before the text was whole"))
         self._waiting = [job for job in self._waiting if not job.over]
 
-    async def _loop(self) -> None:
+    async def _turn(self) -> bool:
+        self._sweep()
+        gone = [job for job in self._running if job.over]
+        self._running = [job for job in self._running if not job.over]
+        new = self._admitted()
+        if not (new or gone or self._running):
+            return False
         loop = asyncio.get_running_loop()
-        while True:
-            await self._ready.wait()
-            self._sweep()
-            gone = [job for job in self._running if job.over]
-            self._running = [job for job in self._running if not job.over]
-            new = self._admitted()
-            if not (new or gone or self._running):
-                if self.closing:
-                    return
-                self._ready.clear()
-                continue
-            self.started = time.monotonic()
-            try:
-                said = await loop.run_in_executor(self._thread, self._advance, new, gone)
-            except Exception as error:  # of a step of all
-                self._generations.clear()
-                for job in (*self._running, *new):
-                    job.fail(error)
-                continue
-            finally:
-                self.counts.busy_s += time.monotonic() - self.started
-                self.started = None
-            for job in new:
-                if job.error is not None:
-                    job.news.set()
-            self._running += [job for job in new if job.error is None]
-            self._hand_out(said)
+        self.started = time.monotonic()
+        try:
+            said = await loop.run_in_executor(self._thread, self._advance, new, gone)
+        except Exception as error:  # of a step of all
+            self._generations.clear()
+            for job in (*self._running, *new):
+                job.fail(error)
+            return True
+        finally:
+            self.counts.busy_s += time.monotonic() - self.started
+            self.started = None
+        for job in new:
+            if job.error is not None:
+                job.news.set()
+        self._running += [job for job in new if job.error is None]
+        self._hand_out(said)
+        return True
 
     def _admitted(self) -> list[_Job]:
         """Those that are begun now, the oldest first."""
@@ -198,7 +181,7 @@ class Writer:
         said: dict[str, list[Step]] = {}
         for task, run in self._generations.items():
             run.drop([job.number for job in gone if job.work.task == task])
-            said[task] = run.step() if len(run) else []
+            said[task] = run.step()
         for task in {job.work.task for job in new}:
             said.setdefault(task, []).extend(self._begin(task, [job for job in new if job.work.task == task]))
         return said
