@@ -1,6 +1,7 @@
 """`mmbm serve [NAME=]MODEL...`"""
 
 import argparse
+import asyncio
 import atexit
 import contextlib
 import ipaddress
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
     _check_answers(url)
     answer(json.dumps({"url": url}))
     _wait(url)
-    _drain(settings.timeout_s)
+    asyncio.run(_drain(settings.timeout_s))
+    time.sleep(_TICK_S)  # the last answers are on their way through the proxy
     if not ours:  # else it ends with this process
         _stop()
 
@@ -196,16 +198,16 @@ def _wait(url: str) -> None:
         say("finishing what runs")
 
 
-def _drain(timeout_s: float) -> None:
-    """Refuse what comes, and wait for what runs."""
+async def _drain(timeout_s: float) -> None:
+    """Refuse what comes, and wait for what runs. (With --throughput handles work inside an event loop only.)"""
     from ray import serve
     from ray.exceptions import RayError
 
     handle = serve.get_app_handle(_NAME)
     deadline = time.monotonic() + timeout_s
-    with contextlib.suppress(RayError):  # it is gone: so is all that ran in it
-        while handle.drain.remote().result(timeout_s=timeout_s) and time.monotonic() < deadline:
-            time.sleep(_TICK_S / 5)
+    with contextlib.suppress(RayError, TimeoutError):  # it is gone: so is all that ran in it
+        while await asyncio.wait_for(handle.drain.remote(), timeout_s) and time.monotonic() < deadline:
+            await asyncio.sleep(_TICK_S / 5)
 
 
 def _stop() -> None:

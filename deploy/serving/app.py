@@ -3,6 +3,7 @@
 serve run deploy.serving.app:build bundle=runs/digits allow_anonymous=true
 """
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,12 @@ def _values(spaces: Mapping[str, str]) -> list[str]:
     return sorted(spaces.values())
 
 
+async def _facts(name: str, app: str) -> ModelFacts:
+    """Asked inside an event loop: with --throughput's flags handles work nowhere else."""
+    handle = serve.get_deployment_handle(deployment_name(name), app)
+    return await asyncio.wait_for(handle.facts.remote(), _ANSWERS_S)  # type: ignore[no-any-return]
+
+
 def _served_now(name: str) -> ModelFacts | None:
     """What is served by a name on this cluster, if it answers.
 
@@ -148,6 +155,5 @@ def _served_now(name: str) -> ModelFacts | None:
     found = (replica.fullmatch(actor["name"]) for actor in actors)
     with contextlib.suppress(RayError, RayServeException, TimeoutError):
         for app in {match[1] for match in found if match}:
-            handle = serve.get_deployment_handle(deployment_name(name), app)
-            return handle.facts.remote().result(timeout_s=_ANSWERS_S)  # type: ignore[no-any-return]
+            return asyncio.run(_facts(name, app))
     return None

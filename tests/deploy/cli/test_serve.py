@@ -167,6 +167,18 @@ def test_a_killed_replica_is_replaced_and_a_signal_under_load_loses_nothing(serv
         time.sleep(0.2)
 
 
+@pytest.mark.slow
+def test_the_throughput_profile_serves_and_ends_as_the_other_does(tmp_path: Path, text_model: str) -> None:
+    server = Server(tmp_path, f"m={text_model}", "--allow-anonymous", "--throughput")
+    try:
+        with Load(server) as load:
+            assert server.stop() == 0
+        assert set(load.answers) <= {200, 503, "no connection"} and load.answers[200] > 10, load.answers
+        assert "should not happen" not in server.log.read_text()
+    finally:
+        server.process.kill()
+
+
 def test_keys_of_a_file_are_asked_for_and_told_nowhere(tmp_path: Path, text_model: str) -> None:
     (tmp_path / "keys").write_text("first-key-of-two\nsecond-key-of-two\n")
     server = Server(tmp_path, text_model, "--api-keys-file", str(tmp_path / "keys"))
