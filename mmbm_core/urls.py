@@ -54,11 +54,21 @@ class UrlPolicy:
     max_redirects: int = 3
     allow_private_addresses: bool = False
     """Web servers on private, loopback and link-local addresses too."""
+    hosts: tuple[str, ...] | None = None
+    """Web servers that may be asked; `*.example.com` stands for all below example.com. None: any."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.schemes) - set(SCHEMES))
         if unknown:
             raise UsageError(f"scheme {unknown[0]!r} can't be allowed; known: {', '.join(SCHEMES)}")
+
+    def allows_host(self, host: str) -> bool:
+        """May this web server be asked?"""
+        host = host.lower().rstrip(".")
+        return self.hosts is None or any(
+            host.endswith(known[1:]) if known.startswith("*.") else host == known
+            for known in map(str.lower, self.hosts)
+        )
 
 
 def fetch(uri: str, *, policy: UrlPolicy, base: str | None = None) -> bytes:
@@ -145,6 +155,8 @@ def _fetch_web(url: str, policy: UrlPolicy) -> bytes:
             raise MediaError("a URL that can't be parsed") from error
         if parts.username is not None or parts.password is not None:
             raise MediaError(f"{place}: URLs with credentials are not fetched")
+        if not policy.allows_host(host):
+            raise MediaError(f"{place}: not one of the hosts that are fetched from")
         try:
             with _connect(host, port, policy, deadline_s) as raw, _secure(raw, parts.scheme, host, deadline_s) as sock:
                 target = quote(f"{parts.path or '/'}{parts.query and '?'}{parts.query}", safe=_URL_MARKS)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deploy.serving.errors import ApiError
+from deploy.serving.links import Link, fetch_links
 from deploy.serving.schemas import (
     AudioPart,
     CohereInput,
@@ -28,7 +29,9 @@ Row = dict[Modality, Any]
 """Text as a string or token ids; media as bytes."""
 
 
-def rows_of(items: Sequence[InputItem | CohereInput | list[int]], settings: ServeSettings, *, param: str) -> list[Row]:
+async def rows_of(
+    items: Sequence[InputItem | CohereInput | list[int]], settings: ServeSettings, *, param: str
+) -> list[Row]:
     """A row for each item.
 
     Args:
@@ -41,7 +44,7 @@ def rows_of(items: Sequence[InputItem | CohereInput | list[int]], settings: Serv
         raise ApiError(413, f"{len(items)} items; a request takes {settings.items}", code="too_many_items", param=param)
     rows = [_row(item, f"{param}[{i}]") for i, item in enumerate(items)]
     _check_media(sum(modality != "text" for row in rows for modality in row), settings, param)
-    return rows
+    return await fetch_links(rows, settings)
 
 
 def places(param: str, rows: Sequence[Row]) -> list[str]:
@@ -49,7 +52,7 @@ def places(param: str, rows: Sequence[Row]) -> list[str]:
     return [f"{param}[{i}]" for i in range(len(rows))]
 
 
-def conversation_row(messages: Sequence[Message], *, turns: int | None, settings: ServeSettings) -> Row:
+async def conversation_row(messages: Sequence[Message], *, turns: int | None, settings: ServeSettings) -> Row:
     """What a conversation asks: its last turns as one text, and the last picture and sound in it.
 
     Args:
@@ -77,7 +80,7 @@ def conversation_row(messages: Sequence[Message], *, turns: int | None, settings
         row["text"] = join_turns(said, turns)
     if not row:
         raise ApiError(400, "the messages are empty", code="empty_input", param="messages")
-    return row
+    return (await fetch_links([row], settings))[0]
 
 
 def _check_media(count: int, settings: ServeSettings, param: str) -> None:
@@ -122,11 +125,10 @@ def _part(part: TextPart | ImagePart | AudioPart, param: str) -> tuple[Modality,
     return "audio", _media(part.input_audio.data, f"{param}.input_audio.data")
 
 
-def _media(value: str, param: str) -> bytes:
-    """Bytes of base64 or a data: URI."""
+def _media(value: str, param: str) -> bytes | Link:
+    """Bytes of base64 or a data: URI; or a URL."""
     if _URL.match(value):
-        wrong = "URLs are not fetched; send the file as base64 or as a data: URI"
-        raise ApiError(400, wrong, code="url_not_allowed", param=param)
+        return Link(value, param)
     found = _DATA_URI.match(value)
     try:
         data = base64.b64decode(value[found.end() :] if found else value, validate=True)

@@ -57,7 +57,7 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
     async def embeddings(asked: Annotated[s.EmbeddingsRequest, json_body(s.EmbeddingsRequest)]) -> Response:
         """Vectors of texts, token ids, images and sounds, in the shape of OpenAI's API."""
         model = gateway.resolve(asked.model)
-        rows = rows_of(items_of(asked.input), gateway.settings, param="input")
+        rows = await rows_of(items_of(asked.input), gateway.settings, param="input")
         answer = await gateway.ask(model, Embed(), rows, params=places("input", rows))
         vectors = [_shortened(v, asked.dimensions) for v in answer.results]
         data = [{"object": "embedding", "index": i, "embedding": _written(v, asked.encoding_format)}
@@ -73,7 +73,7 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(400, "give one of texts, images and inputs", code="invalid_request", param="inputs")
         items = [s.ModalItem(image=i) for i in asked.images] if named == ["images"] else given[named[0]]  # type: ignore[union-attr]
         model = gateway.resolve(asked.model)
-        rows = rows_of(items, gateway.settings, param=named[0])  # type: ignore[arg-type]
+        rows = await rows_of(items, gateway.settings, param=named[0])  # type: ignore[arg-type]
         answer = await gateway.ask(model, Embed(), rows, params=places(named[0], rows))
         vectors = [_shortened(v, asked.output_dimension) for v in answer.results]
         meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.tokens}}
@@ -85,8 +85,8 @@ def _add_vectors(app: FastAPI, gateway: Gateway) -> None:
     async def rerank(asked: Annotated[s.RerankRequest, json_body(s.RerankRequest)]) -> Response:
         """Documents by how near they are to a query, in the shape of Cohere's and Jina's APIs."""
         model = gateway.resolve(asked.model)
-        query = rows_of([asked.query], gateway.settings, param="query")
-        documents = rows_of(asked.documents, gateway.settings, param="documents")
+        query = await rows_of([asked.query], gateway.settings, param="query")
+        documents = await rows_of(asked.documents, gateway.settings, param="documents")
         facts = await gateway.facts(model)
         for i, row in enumerate(documents):
             if not facts.shared and set(row) != set(query[0]):
@@ -109,10 +109,10 @@ def _add_classes(app: FastAPI, gateway: Gateway) -> None:
         """The class of each item: what a picture shows, what a text asks for."""
         model = gateway.resolve(asked.model)
         facts = await gateway.facts(model)
-        rows = rows_of(items_of(asked.input), gateway.settings, param="input")
+        rows = await rows_of(items_of(asked.input), gateway.settings, param="input")
         if asked.labels:
             answer = await _ask_near(
-                gateway, model, facts, rows, rows_of(asked.labels, gateway.settings, param="labels")
+                gateway, model, facts, rows, await rows_of(asked.labels, gateway.settings, param="labels")
             )
             classes = _nearest(answer.results, asked.labels, scale=facts.scale)
         else:

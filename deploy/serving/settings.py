@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mmbm_core.errors import UsageError
 from mmbm_core.media import Limits
 from mmbm_core.names import DEFAULT_MODEL
+from mmbm_core.urls import UrlPolicy
 
 KEYS_VARIABLE = "MMBM_API_KEYS"
 _SHORTEST_KEY = 8
@@ -29,7 +30,7 @@ class ServeSettings(BaseModel):
     min_replicas: int = Field(1, ge=1, description="of each model")
     max_replicas: int = Field(1, ge=1, description="above min_replicas: so many as there are batches for")
     batch_cost: float = Field(1.0, gt=0, description="of a batch; 1: what the encoder's own budget is")
-    queue_batches: int = Field(32, ge=1, description="batches that may wait; beyond them requests are refused")
+    queue_batches: int = Field(16, ge=1, description="batches that may wait; beyond them requests are refused")
     chat_rows: int = Field(32, ge=1, description="texts that a replica generates at once")
     chat_queue: int = Field(128, ge=1, description="texts that may wait; beyond them requests are refused")
     timeout_s: float = Field(30.0, gt=0, description="a request that takes longer ends with 504")
@@ -40,6 +41,16 @@ class ServeSettings(BaseModel):
     media_bytes: int = Field(16 << 20, ge=1)
     image_px: int = Field(40_000_000, ge=1)
     audio_s: float = Field(600.0, gt=0)
+    url_hosts: tuple[str, ...] = Field(
+        (), description="web servers that media of requests may be fetched from, such as `*.example.com`; none: no URLs"
+    )
+    url_schemes: tuple[Literal["https", "http"], ...] = ("https",)
+    url_private: bool = Field(False, description="also where their addresses are private ones")
+
+    @field_validator("url_hosts", "url_schemes", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _ordered(self) -> "ServeSettings":
@@ -53,6 +64,15 @@ class ServeSettings(BaseModel):
         return Limits(
             text_bytes=self.text_bytes, media_bytes=self.media_bytes, image_px=self.image_px, audio_s=self.audio_s
         )
+
+    @property
+    def urls(self) -> UrlPolicy:
+        """What requests may have fetched."""
+        return UrlPolicy(
+            schemes=frozenset(self.url_schemes if self.url_hosts else ()), hosts=self.url_hosts,
+            allow_private_addresses=self.url_private, max_bytes=min(self.media_bytes, self.body_bytes),
+            timeout_s=self.timeout_s,
+        )  # fmt: skip
 
 
 class Application(BaseModel):

@@ -28,7 +28,7 @@ def add_texts(app: FastAPI, gateway: Gateway) -> None:
         model = gateway.resolve(asked.model)
         name, task = _writer(await gateway.facts(model), asked.task)
         turns = task.turns if task.kind == "dialogue" else 1
-        row = conversation_row(asked.messages, turns=turns, settings=gateway.settings)
+        row = await conversation_row(asked.messages, turns=turns, settings=gateway.settings)
         pieces = gateway.write(model, Write(name, _sampling(asked, task), _stop(asked)), row, whole=not asked.stream)
         first = await anext(pieces)  # what is wrong with the request shows here
         head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
@@ -47,7 +47,9 @@ def add_texts(app: FastAPI, gateway: Gateway) -> None:
         """The likeliest translation of each text, by beam search."""
         model = gateway.resolve(asked.model)
         name, task = _writer(await gateway.facts(model), asked.task)
-        rows = rows_of([asked.input] if isinstance(asked.input, str) else asked.input, gateway.settings, param="input")
+        rows = await rows_of(
+            [asked.input] if isinstance(asked.input, str) else asked.input, gateway.settings, param="input"
+        )
         work = Search(name, asked.beams, _at_most(asked.max_tokens, task))
         answer = await gateway.ask(model, work, rows, params=places("input", rows))
         data = [{"index": i, "text": text} for i, text in enumerate(answer.results)]

