@@ -122,6 +122,19 @@ def decode_audio(data: bytes, *, rate_hz: int, limits: Limits = DEFAULT_LIMITS, 
     return resample(waveform, source_hz=source_hz, rate_hz=rate_hz)
 
 
+def audio_rate(data: bytes) -> int:
+    """Samples a second that a sound was recorded at.
+
+    Raises:
+        MediaError: not a sound.
+    """
+    try:
+        with _Forward(io.BytesIO(data)) as sound:
+            return int(sound.samplerate)
+    except Exception as error:
+        raise MediaError(f"not a readable sound ({_reason(error)})") from error
+
+
 class _Forward(soundfile.SoundFile):
     """Reads on and on: soundfile else seeks after every block, which is slow and fails where the length is unknown."""
 

@@ -14,6 +14,8 @@ ID = "id"
 """Unique name of a row; made from the relative path and position where the source has none."""
 MODALITIES_COLUMN = "modalities"
 """list<string>: the modalities of the row that its vectors were made from."""
+SOURCE_ID, AUGMENTATION = "source_id", "augmentation"
+"""Of a row of `mmbm augment`: the id of the row that it was made of, and what made it; null where it is that row."""
 EMBEDDING = "embedding"
 """The vector of the whole row; present only where the encoders share one space."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmbm_core.augment import AudioAugment, ImageAugment
+from mmbm_core.augment import AudioAugment, ImageAugment, TextAugment
 from mmbm_core.encoders.lora import LoraConfig
 from mmbm_core.encoders.scratch import ScratchConfig
 from mmbm_core.fusion import FusionConfig
@@ -28,7 +28,7 @@ class EncoderConfig(BaseModel):
     """`frozen`: its vectors are computed once, before training; `full`: all its weights are trained; `lora`: a low-rank
     update of them, which ends up in the weights."""
     lora: LoraConfig = LoraConfig()
-    augment: ImageAugment | AudioAugment | None = None
+    augment: ImageAugment | AudioAugment | TextAugment | None = None
     """What training does to the values; only encoders that are trained can."""
     tokens: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Tokens that fusion sees of a value: 1 is the encoder's vector, K > 1 its tokens' means over K segments."""

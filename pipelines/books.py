@@ -1,16 +1,13 @@
-"""The books of an embed run: what is done, what it adds up to, and the output's `_run.json`."""
+"""The books of a run: what is done, what it adds up to, and the output's `_run.json`."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmbm_core.errors import RunError
 from pipelines.plan import has_errors, read_plan
 from pipelines.progress import Progress, say
-from workers.output import Entry, LedgerWriter, Output
-from workers.spec import RunSpec
-
-if TYPE_CHECKING:
-    from pipelines.request import EmbedRequest
+from workers.output import Entry, LedgerWriter
+from workers.spec import UnitSpec
 
 _SUMMED = (
     *("rows_in", "rows_out", "rows_quarantined", "rows_exploded", "rows_written", "quarantine_lines"),
@@ -25,14 +22,21 @@ class Books:
     """Gathers ledger entries. At the end: every planned unit is there, every row is accounted for.
 
     Args:
+        name: of the work, for the line of progress.
+        retry_errors: units with errors are done again.
+        max_error_rate: share of quarantined rows that ends the run; None: none does.
         finished: entries of the parts found at the start, by name; some may turn out to mirror no source any more.
     """
 
-    def __init__(self, output: Output, spec: RunSpec, request: "EmbedRequest", *, finished: dict[str, Entry]) -> None:
-        self.output, self.spec, self.request, self.finished = output, spec, request, finished
+    def __init__(
+        self, spec: UnitSpec, name: str, *, finished: dict[str, Entry], retry_errors: bool,
+        max_error_rate: float | None,
+    ) -> None:  # fmt: skip
+        self.output, self.spec, self.finished = spec.output, spec, finished
+        self._retry_errors, self._max_error_rate = retry_errors, max_error_rate
         self._new: dict[str, Entry] = {}
-        self._ledger = LedgerWriter(output)
-        self._progress = Progress("embed")
+        self._ledger = LedgerWriter(spec.output)
+        self._progress = Progress(name)
         self._rows = self._bytes = self._quarantined = 0
         self._first_row_s: float | None = None
         self._started = time.monotonic()
@@ -44,7 +48,7 @@ class Books:
         """Write `_run.json` as begun."""
         self._description = description
         self.output.write_run({"state": "running", **description})
-        if self.request.retry_errors:  # parts change under the same names: the ledger must not know the old ones
+        if self._retry_errors:  # parts change under the same names: the ledger must not know the old ones
             self._ledger.replace_all({p: e for p, e in self.finished.items() if not has_errors(e)})
         if self.finished:
             say(f"{len(self.finished)} finished units found")
@@ -58,7 +62,7 @@ class Books:
         self._quarantined += entry["rows_quarantined"]
         if self._first_row_s is None:
             self._first_row_s = time.monotonic() - self._started
-        limit = self.request.max_error_rate
+        limit = self._max_error_rate
         if limit is not None and self._rows >= _MIN_ROWS_FOR_RATE and self._quarantined > limit * self._rows:
             raise RunError(_too_many(self._quarantined, self._rows, limit))
 
@@ -127,7 +131,7 @@ class Books:
             raise RunError(
                 f"no row was written: {figures['rows_in']} rows read, {figures['rows_quarantined']} quarantined"
             )
-        limit = self.request.max_error_rate
+        limit = self._max_error_rate
         if limit is not None and figures["rows_quarantined"] > limit * figures["rows_in"]:
             raise RunError(_too_many(figures["rows_quarantined"], figures["rows_in"], limit))
 

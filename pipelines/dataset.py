@@ -14,7 +14,7 @@ import ray
 from mmbm_core.errors import UsageError
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.rows import Encoding
-from mmbm_core.sample import ID
+from mmbm_core.sample import AUGMENTATION, ID, SOURCE_ID
 from mmbm_core.urls import STORES, UrlPolicy
 from pipelines.parallel import in_tasks
 from pipelines.progress import Progress, say
@@ -160,9 +160,11 @@ def _set_spec(
     targets = (wanted.targets & here) | ({settings.pair} if settings.pair else set())
     if settings.pair and column_type(schema, settings.pair) is None:
         raise UsageError(f"both INPUTs need the column {settings.pair!r} to be paired by; one has {schema.names}")
+    kept = {top_column(schema, t) for t in targets}
+    kept |= {SOURCE_ID, AUGMENTATION} if {SOURCE_ID, AUGMENTATION} <= set(schema.names) else set()
     turns = Turns(settings.turns.column, settings.turns.context) if settings.turns else None
     return SetSpec(
-        source_schema=schema, encodings=tuple(encodings), kept=tuple(sorted({top_column(schema, t) for t in targets})),
+        source_schema=schema, encodings=tuple(encodings), kept=tuple(sorted(kept)),
         id_column=settings.id_column or (ID if ID in schema.names else None),
         explode=TURN if turns else settings.explode, turns=turns, one_each=settings.one_each,
         urls=_urls(settings, inputs), format=inputs.format, labels=tuple(sorted(wanted.labels & here)),
@@ -213,11 +215,14 @@ def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, s
     shared = ray.put(spec)
     calls = [(shared, s, u, side) for (s, u), side in zip(units, dealt, strict=True)]
     indexed, counts, rows, bad = [], {name: Counter[str]() for name in spec.labels}, 0, 0
+    copied, held_out = set[str](), set[str]()
     indexer = ray.remote(num_cpus=READ_CPUS)(index_unit)
     for (where, unit), facts in zip(units, in_tasks(indexer, calls), strict=True):
         if facts["bad"] and not bad:
             say(f"WARNING: rows that can't be used are left out and counted; the first: {facts['error']}")
         bad += facts["bad"]
+        copied.update(facts["copied"])
+        held_out.update(facts["held"])
         for name, values in json.loads(facts["labels"]).items():
             counts[name].update(values)
         train, held = (np.frombuffer(facts[side], np.int32) for side in ("train", "val"))
@@ -226,7 +231,16 @@ def _index(inputs: InputSet, spec: SetSpec, storage: Storage, val: str | None, s
         rows += len(train) + len(held)
         progress.update(rows=rows, fraction=len(indexed) / len(units))
     progress.close()
+    _check_apart(copied & held_out)
     return Indexed(feed=Feed(spec=spec, units=indexed, storage=storage), counts=counts, rows_bad=bad)
+
+
+def _check_apart(leaks: set[str]) -> None:
+    if leaks:
+        raise UsageError(
+            f"{len(leaks)} rows to validate on are sources of copies to train on, such as {min(leaks)!r}: a score on "
+            "them would mean nothing. Augment the training rows alone, or let one INPUT be split"
+        )
 
 
 def _sides(units: Sequence[tuple[Storage, Unit]], format: str, val: str | None) -> list[Side | None]:

@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from pipelines.embed import EmbedRequest, check_apart, cluster_workers, make_probe, settle_columns
+from pipelines.common import check_apart
+from pipelines.embed import EmbedRequest, cluster_workers, make_probe, settle_columns
 from pipelines.probe import run_probe
 from pipelines.progress import say
 from pipelines.sample import SourceSample, read_sample, values_per_row

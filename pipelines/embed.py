@@ -1,34 +1,29 @@
 """`mmbm embed`: a dataset in, its vectors out. Plans work units, streams them to workers, keeps the books."""
 
 import importlib.metadata
-import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import ray
 
-from mmbm_core.errors import RunError, UsageError
+from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
-from mmbm_core.urls import STORES, UrlPolicy
 from pipelines.books import Books
+from pipelines.common import check_apart, check_nodes_share, check_same_schema, open_output, url_policy
 from pipelines.progress import say
 from pipelines.request import EmbedRequest, EmbedSettings
 from pipelines.sample import SourceSample, read_sample, sample_values, values_per_row
-from pipelines.stream import Stream
+from pipelines.stream import EmbeddingStream
 from workers.columns import check_clashes, check_column, choose_encodings, kept_columns
-from workers.lock import output_lock
-from workers.output import Output
+from workers.output import EMBED, Output
 from workers.placement import start_pools
 from workers.probe import MIN_COSINE, SAMPLE_VALUES, Probe, ProbeResult
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet, discover
 from workers.resources import WorkerResources, plan_workers
 from workers.spec import RunSpec
-from workers.storage import open_location
-from workers.trouble import waiting_for
 
 UNIT_SECONDS = 10.0
 _NODES_S = 60.0
@@ -47,21 +42,10 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = discover(request.inputs, format=request.format)
-    storage, folder = open_location(request.output)
     check_apart(inputs, request.output)
     source = read_sample(inputs, types=request.settings.column_types)
     resources = cluster_workers(request)
-    with ExitStack() as stack:
-        try:
-            storage.makedirs(folder)
-            token = stack.enter_context(output_lock(storage, folder, say=say))
-            output = Output(storage=storage, folder=folder, token=token)
-            earlier = None if request.overwrite else output.read_run()
-            if earlier is None:
-                output.refuse_foreign()
-            output.begin()
-        except OSError as error:
-            raise RunError(f"can't write OUTPUT {storage.uri(folder)}: {error.strerror or error}") from error
+    with open_output(request.output, kind=EMBED, overwrite=request.overwrite) as (output, earlier):
         return _run(request, inputs, source, resources, output, earlier, started)
 
 
@@ -82,7 +66,7 @@ def _run(
     check_nodes_share(inputs, output)
     finished = output.entries() if earlier else {}
     probe = make_probe(request, inputs, source, resources, kernels=_settled_kernels(request, earlier))
-    with Stream(
+    with EmbeddingStream(
         inputs, probe, resources, placement=request.settings.placement, finished=finished,
         retry_errors=request.retry_errors, stall_s=request.settings.stall_s,
     ) as stream:  # fmt: skip
@@ -92,7 +76,8 @@ def _run(
         if request.overwrite:  # not before everything that could be wrong has been seen
             output.clear()
             output.begin()
-        books = Books(output, spec, request, finished=finished)
+        books = Books(spec, EMBED, finished=finished, retry_errors=request.retry_errors,
+                      max_error_rate=request.max_error_rate)  # fmt: skip
         books.open(_describe(request, spec, found))
         _say_choice(inputs, spec, found, resources)
         for entry in stream.entries(spec, books):
@@ -106,7 +91,7 @@ def make_probe(
 ) -> Probe:  # fmt: skip
     """What is to be tried where workers run: the model, on values of the sample."""
     tentative = choose_encodings(source.input_schema, source.rows, given=request.columns, available=list(MODALITIES))
-    samples = sample_values(source, tentative, urls=_url_policy(request, inputs), limit=SAMPLE_VALUES)
+    samples = sample_values(source, tentative, urls=url_policy(request, inputs), limit=SAMPLE_VALUES)
     return Probe(
         model=request.model, samples=samples, precision=request.precision, options=request.options,
         device=resources.device, threads=resources.threads, limits=request.limits, budget=request.budget,
@@ -132,7 +117,7 @@ def make_spec(
         output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
         kept=tuple(kept), id_column=id_column, explode=request.explode,
         half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
-        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=_url_policy(request, inputs),
+        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=url_policy(request, inputs),
         device=resources.device, threads=resources.threads,
         pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,
                           budget=request.budget),
@@ -151,13 +136,12 @@ def settle_columns(
     encodings = choose_encodings(
         schema, source.rows, given=request.columns, available=[m for m in MODALITIES if m in probe.model.widths]
     )
-    drop = [name.strip() for name in s.drop_columns.split(",") if name.strip()]
     if request.id_column:
         check_column(schema, request.id_column)
     if request.explode and request.explode not in schema.names:
         raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
     id_column = request.id_column or (ID if ID in schema.names else None)
-    kept = kept_columns(schema, encodings, id_column=id_column, drop=drop, keep_media=s.keep_media)
+    kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=s.keep_media)
     check_clashes(encodings, kept)
     return encodings, kept, id_column
 
@@ -181,43 +165,13 @@ def _unit_size(
     return UnitSize(rows=min(rows, _MAX_UNIT.rows), size_bytes=size_bytes)
 
 
-def _url_policy(request: EmbedRequest, inputs: InputSet) -> UrlPolicy:
-    """URIs in the rows may lead below the INPUTs; anywhere else only as `--allow-scheme` says."""
-    s = request.settings
-    return UrlPolicy(
-        schemes=frozenset(request.allow_schemes),
-        roots=tuple(path for storage, path in inputs.folders if storage.is_local),
-        stores=tuple(storage.uri(path) for storage, path in inputs.folders if storage.scheme in STORES),
-        max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s, allow_private_addresses=s.fetch_private,
-    )  # fmt: skip
-
-
-def check_apart(inputs: InputSet, output: str) -> None:
-    """An OUTPUT inside an INPUT would be read as input by the next run.
-
-    Raises:
-        UsageError: it is.
-    """
-    storage, folder = open_location(output)
-    output = storage.uri(folder)
-    if inputs.lists(output):
-        raise UsageError(f"OUTPUT {output} lies inside an INPUT; give a folder of its own")
-
-
 def _check_same_output(spec: RunSpec, earlier: dict[str, Any] | None) -> None:
-    if earlier is None:
-        return
-    if earlier["space"] != spec.model.space:
+    if earlier is not None and earlier["space"] != spec.model.space:
         raise UsageError(
             f"OUTPUT holds vectors of {earlier['model']} (space {earlier['space']}), this run makes space "
             f"{spec.model.space}, and vectors of two spaces can't be compared: give another OUTPUT, or --overwrite"
         )
-    schema = spec.output_schema().to_string()
-    if earlier["schema"] != schema:
-        raise UsageError(
-            f"OUTPUT has the columns\n{earlier['schema']}\nand this run would write\n{schema}\n"
-            "All parts of an output have one schema: give another OUTPUT, or --overwrite"
-        )
+    check_same_schema(spec, earlier)
 
 
 def _describe(request: EmbedRequest, spec: RunSpec, probe: ProbeResult) -> dict[str, Any]:
@@ -225,7 +179,7 @@ def _describe(request: EmbedRequest, spec: RunSpec, probe: ProbeResult) -> dict[
     packages = ("torch", "torchvision", "torchaudio", "transformers", "ray", "pyarrow")
     asked = request.model_dump(mode="json", exclude={"inputs", "output"})  # locations may hold credentials
     return {
-        "kind": "embed",
+        "kind": EMBED,
         "model": spec.model.model,
         "precision": request.precision,
         "kernels": spec.model.kernels,
@@ -248,36 +202,6 @@ def _say_choice(inputs: InputSet, spec: RunSpec, probe: ProbeResult, resources: 
     for name, left in probe.left.items():
         for kernels, cosine in left.items():
             say(f"WARNING: {name} does not run with {kernels}: its cosine to exact is {cosine}, below {MIN_COSINE}")
-
-
-def check_nodes_share(inputs: InputSet, output: Output) -> None:
-    """Refuse local folders on nodes that do not share their disk.
-
-    Raises:
-        UsageError: a node does not see one.
-    """
-    local = {path: "INPUT" for storage, path in inputs.folders if storage.is_local}
-    if output.storage.is_local:
-        local[output.staging()] = "OUTPUT"
-    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
-    if not local or nodes <= {ray.get_runtime_context().get_node_id()}:
-        return
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    checks = [_unseen.options(scheduling_strategy=strategy(node, soft=False)).remote(list(local)) for node in nodes]
-    done, waiting = ray.wait(checks, num_returns=len(checks), timeout=_NODES_S)
-    if waiting:
-        raise RunError(f"{len(waiting)} of {len(nodes)} nodes did not answer within {_NODES_S:g} s. {waiting_for()}")
-    for path in {path for unseen in ray.get(done) for path in unseen}:
-        shown = output.folder if local[path] == "OUTPUT" else path
-        raise UsageError(
-            f"{local[path]} {shown} is a local folder that not all {len(nodes)} nodes of the cluster share; give a URL "
-            "such as s3://bucket/folder, or a path on a shared disk"
-        )
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _unseen(paths: list[str]) -> list[str]:
-    return [path for path in paths if not os.path.exists(path)]
 
 
 __all__ = ["EmbedRequest", "EmbedSettings", "embed"]

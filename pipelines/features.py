@@ -106,7 +106,6 @@ def columns_of(feed: Feed, stored: Mapping[Modality, FrozenEncoder]) -> Columns:
         cells=tuple(e for e in encodings if e.modality not in stored),
         vectors={(e.modality, e.column): feature_column(e) for e in encodings if e.modality in stored},
         tokens={m: encoder.tokens for m, encoder in stored.items()},
-        exploded=feed.spec.explode is not None,
     )
 
 

@@ -19,7 +19,7 @@ from mmbm_core.sample import ID, MODALITIES
 from pipelines.progress import say
 from pipelines.sample import read_sample
 from workers.columns import choose_encodings
-from workers.output import Output, vector_columns
+from workers.output import EMBED, Output, vector_columns
 from workers.readers.discover import discover
 from workers.storage import open_location
 
@@ -39,7 +39,7 @@ def inspect(path: str, *, ids: bool = False, format: str | None = None) -> dict[
     storage, folder = open_location(path)
     output = Output(storage=storage, folder=folder)
     run = output.read_run()
-    if run is not None:
+    if run is not None and run["kind"] == EMBED:
         return _inspect_output(output, run, ids=ids)
     if ids:
         raise UsageError(f"--ids needs an OUTPUT of `mmbm embed`; {path} has no _run.json")

@@ -1,4 +1,4 @@
-"""The plan of an embed run as a Ray Data source: work units, listed lazily, those that are finished left out."""
+"""The plan of a run as a Ray Data source: work units, listed lazily, those that are finished left out."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from workers.output import Entry, part_name, source_key, unit_key
 from workers.readers.base import Source, Unit, UnreadableSource
 from workers.readers.discover import InputSet
 from workers.settlement import wait_for_spec
-from workers.spec import RunSpec
+from workers.spec import UnitSpec
 from workers.storage import MISSING, Storage, is_trouble
 from workers.unit import ALIVE_S, encode_task
 
@@ -39,7 +39,7 @@ class Task:
     """Why the source as a whole can't be read."""
 
 
-def cut_source(inputs: InputSet, spec: RunSpec, storage: Storage, source: Source) -> Iterator[Task]:
+def cut_source(inputs: InputSet, spec: UnitSpec, storage: Storage, source: Source) -> Iterator[Task]:
     """Every unit of a source, in order."""
     settings = spec.settings
     try:
@@ -64,7 +64,7 @@ class PlanSource(Datasource):
     """
 
     def __init__(
-        self, inputs: InputSet, run: RunSpec | ActorHandle, *, finished: dict[str, Entry], retry_errors: bool
+        self, inputs: InputSet, run: UnitSpec | ActorHandle, *, finished: dict[str, Entry], retry_errors: bool
     ) -> None:  # fmt: skip
         super().__init__()
         self._inputs, self._run = inputs, run
@@ -86,7 +86,7 @@ class PlanSource(Datasource):
 
 
 def _blocks(
-    inputs: InputSet, run: RunSpec | ActorHandle, finished: dict[str, Entry], retry: bool
+    inputs: InputSet, run: UnitSpec | ActorHandle, finished: dict[str, Entry], retry: bool
 ) -> Iterator[pa.Table]:
     spec = wait_for_spec(run)
     by_source, done = _by_source(finished, spec), _done_sources(finished, retry)
@@ -133,7 +133,7 @@ def _done_sources(finished: dict[str, Entry], retry: bool) -> dict[str, list[str
     return {key: parts for key, parts in found.items() if len(parts) == finished[parts[0]]["source_units"]}
 
 
-def _by_source(finished: dict[str, Entry], spec: RunSpec) -> dict[str, list[tuple[int, str]]]:
+def _by_source(finished: dict[str, Entry], spec: UnitSpec) -> dict[str, list[tuple[int, str]]]:
     """Parts of the same recipe, by source: their vectors may be taken over."""
     found: dict[str, list[tuple[int, str]]] = {}
     for part, entry in finished.items():
@@ -150,7 +150,7 @@ def _whole(source: Source) -> Unit:
     return Unit(source=source, start=0, stop=max(source.size_bytes, 1), rows=None, size_bytes=source.size_bytes)
 
 
-def read_plan(spec: RunSpec) -> dict[str, Any] | None:
+def read_plan(spec: UnitSpec) -> dict[str, Any] | None:
     """What the planner left, once it has listed everything."""
     plan = spec.output.staged(PLAN)
     return json.loads(plan) if plan else None

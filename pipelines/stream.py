@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import ray.data
 from ray.actor import ActorHandle
@@ -18,12 +18,13 @@ from mmbm_core.errors import RunError
 from pipelines.plan import PlanSource
 from pipelines.probe import run_probe
 from pipelines.progress import say
+from workers.embedding import EmbeddingWorker
 from workers.output import Entry
 from workers.probe import Probe, ProbeResult
 from workers.readers.discover import InputSet
 from workers.resources import COORDINATOR_CPUS, PLANNER_CPUS, WorkerResources
 from workers.settlement import Settlement
-from workers.spec import RunSpec
+from workers.spec import UnitSpec
 from workers.trouble import RESUME, retell, user_error, waiting_for
 from workers.unit import FAILED, UnitWorker
 
@@ -39,40 +40,102 @@ class Ticker(Protocol):
     def tick(self) -> None: ...
 
 
+class Pool(NamedTuple):
+    """Unit workers, and what each reserves."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
 class Stream:
-    """A run's planner and unit workers. They start at once and load their libraries; work begins in `entries`.
+    """A run's planner and unit workers, which start at once.
 
     Args:
-        probe: what one of the workers is to try meanwhile.
+        run: the spec, or the `Settlement` that will have it.
+        worker: does the units; takes `run`.
         finished, retry_errors: as in `PlanSource`.
         stall_s: longest time without a sign of life.
     """
 
     def __init__(
-        self, inputs: InputSet, probe: Probe, resources: WorkerResources, *, placement: str,
+        self, inputs: InputSet, run: UnitSpec | ActorHandle, worker: type[UnitWorker], pool: Pool, *,
         finished: dict[str, Entry], retry_errors: bool, stall_s: float,
     ) -> None:  # fmt: skip
-        self._probe, self._resources, self._stall_s = probe, resources, stall_s
+        self._stall_s = stall_s
+        plan = PlanSource(inputs, run, finished=finished, retry_errors=retry_errors)
+        self._entries: queue.Queue[Any] = queue.Queue()
+        self._over = threading.Event()
+        units = (plan, worker, run, pool)
+        threading.Thread(target=_drain, args=(units, self._entries, self._over), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whoever works ends after the unit in hand."""
+        self._over.set()
+
+    def entries(self, spec: UnitSpec, books: Ticker) -> Iterator[Entry]:
+        """Ledger entries in the order units end.
+
+        Raises:
+            UsageError, RunError: what a worker raised, or no unit ended for `stall_s`.
+        """
+        last = started = time.monotonic()
+        noticed, seen = False, spec.output.signs_of_life()
+        while True:
+            try:
+                entry = self._entries.get(timeout=_TICK_S)
+            except queue.Empty:
+                books.tick()
+                waited = time.monotonic() - last
+                if waited > self._stall_s:
+                    alive = spec.output.signs_of_life()
+                    if alive == seen:
+                        raise RunError(f"no unit ended for {waited:.0f} s. {waiting_for()}. Then {RESUME}") from None
+                    seen, last = alive, time.monotonic()
+                if waited > _NOTICE_S and last == started and not noticed:
+                    noticed = True
+                    say(f"still waiting for the first unit. {waiting_for()}")
+                continue
+            if entry is None:
+                return
+            _raise(entry)
+            last = time.monotonic()
+            yield checked(entry)
+            books.tick()
+
+
+class EmbeddingStream(Stream):
+    """Of an embed run: the workers load their libraries at once; they work once `entries` has settled the run.
+
+    Args:
+        probe: what one of the workers is to try meanwhile.
+    """
+
+    def __init__(
+        self, inputs: InputSet, probe: Probe, resources: WorkerResources, *, placement: str, **options: Any
+    ) -> None:  # fmt: skip
+        self._probe, self._resources = probe, resources
         self._apart = placement != "together"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         settlement = Settlement.options(scheduling_strategy=here, max_concurrency=_WAITERS)  # type: ignore[attr-defined]
         self._settlement = settlement.remote(None if self._apart else probe)
-        plan = PlanSource(inputs, self._settlement, finished=finished, retry_errors=retry_errors)
-        self._entries: queue.Queue[Any] = queue.Queue()
-        pool = _Pool(resources.workers, resources.cpus, resources.gpus)
+        pool = Pool(resources.workers, resources.cpus, resources.gpus)
         if self._apart:  # the encoders are actors of their own
-            pool = _Pool(resources.workers + 1, COORDINATOR_CPUS, 0)
-        self._over = threading.Event()
-        args = (plan, self._settlement, pool, self._entries, self._over)
-        threading.Thread(target=_drain, args=args, daemon=True).start()
-
-    def __enter__(self) -> "Stream":
-        return self
+            pool = Pool(resources.workers + 1, COORDINATOR_CPUS, 0)
+        super().__init__(inputs, self._settlement, EmbeddingWorker, pool, **options)
 
     def __exit__(self, *_: object) -> None:
-        """Whoever waits for the run to be settled ends with the settlement, whoever works after the unit in hand."""
-        self._over.set()
+        """Whoever waits for the run to be settled ends with the settlement."""
+        super().__exit__()
         ray.kill(self._settlement)
+
+    def entries(self, spec: UnitSpec, books: Ticker) -> Iterator[Entry]:
+        """Settle the run and do every unit."""
+        ray.get(self._settlement.settle.remote(spec))
+        yield from super().entries(spec, books)
 
     def probe(self) -> ProbeResult:
         """What the worker that tried the model found.
@@ -99,37 +162,6 @@ class Stream:
             raise retell(result)
         return result
 
-    def entries(self, spec: RunSpec, books: Ticker) -> Iterator[Entry]:
-        """Settle the run and do every unit; gives ledger entries in the order units end.
-
-        Raises:
-            UsageError, RunError: what a worker raised, or no unit ended for `stall_s`.
-        """
-        ray.get(self._settlement.settle.remote(spec))
-        last = started = time.monotonic()
-        noticed, seen = False, spec.output.signs_of_life()
-        while True:
-            try:
-                entry = self._entries.get(timeout=_TICK_S)
-            except queue.Empty:
-                books.tick()
-                waited = time.monotonic() - last
-                if waited > self._stall_s:
-                    alive = spec.output.signs_of_life()
-                    if alive == seen:
-                        raise RunError(f"no unit ended for {waited:.0f} s. {waiting_for()}. Then {RESUME}") from None
-                    seen, last = alive, time.monotonic()
-                if waited > _NOTICE_S and last == started and not noticed:
-                    noticed = True
-                    say(f"still waiting for the first unit. {waiting_for()}")
-                continue
-            if entry is None:
-                return
-            _raise(entry)
-            last = time.monotonic()
-            yield checked(entry)
-            books.tick()
-
 
 def _raise(entry: Any) -> None:
     if isinstance(entry, BaseException):
@@ -144,11 +176,12 @@ def checked(entry: Entry) -> Entry:
     return entry
 
 
-def _drain(
-    plan: PlanSource, settlement: ActorHandle, pool: "_Pool", entries: "queue.Queue[Any]", over: threading.Event
-) -> None:
+_Units = tuple[PlanSource, type[UnitWorker], UnitSpec | ActorHandle, Pool]
+
+
+def _drain(units: _Units, entries: "queue.Queue[Any]", over: threading.Event) -> None:
     try:
-        for row in _dataset(plan, settlement, pool).iter_rows():
+        for row in _dataset(*units).iter_rows():
             if over.is_set():
                 return
             entries.put(json.loads(row["entry"]))
@@ -157,7 +190,9 @@ def _drain(
         entries.put(error)
 
 
-def _dataset(plan: PlanSource, settlement: ActorHandle, pool: "_Pool") -> ray.data.Dataset:
+def _dataset(
+    plan: PlanSource, worker: type[UnitWorker], run: UnitSpec | ActorHandle, pool: Pool
+) -> ray.data.Dataset:  # fmt: skip
     """One block a unit, so that each goes to the actor that is free first."""
     units = ray.data.read_datasource(plan, override_num_blocks=1, num_cpus=PLANNER_CPUS)
     context = units.context  # a copy: datasets of the user's own keep theirs
@@ -165,8 +200,8 @@ def _dataset(plan: PlanSource, settlement: ActorHandle, pool: "_Pool") -> ray.da
     context.enable_progress_bars = False
     context.retried_io_errors = []
     return units.map_batches(
-        UnitWorker,  # type: ignore[arg-type]
-        fn_constructor_args=(settlement,),
+        worker,  # type: ignore[arg-type]
+        fn_constructor_args=(run,),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -174,11 +209,3 @@ def _dataset(plan: PlanSource, settlement: ActorHandle, pool: "_Pool") -> ray.da
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-
-
-class _Pool(NamedTuple):
-    """Unit workers, and what each reserves."""
-
-    workers: int
-    cpus: float
-    gpus: float

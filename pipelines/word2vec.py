@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmbm_core.errors import UsageError
-from pipelines.embed import check_apart
+from pipelines.common import check_apart
 from pipelines.progress import Progress, say
 from pipelines.sample import SourceSample, read_sample
 from pipelines.sentences import sentence_blocks

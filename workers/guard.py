@@ -19,7 +19,7 @@ from mmbm_core.urls import fetch
 from workers.columns import column_type, get_column
 from workers.readers.base import Chunk, Source
 from workers.readers.tabular import is_list, is_media_struct
-from workers.spec import RowSpec, RunSpec
+from workers.spec import RowSpec, UnitSpec
 from workers.storage import Storage
 
 _FETCHERS = 16
@@ -236,7 +236,9 @@ def _ahead(job: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:
         pool.shutdown(cancel_futures=True)
 
 
-def row_errors(errors: dict[Modality, str], modalities: Sequence[Modality], spec: RunSpec) -> str | dict[Modality, str]:
+def row_errors(
+    errors: dict[Modality, str], modalities: Sequence[Modality], spec: UnitSpec
+) -> str | dict[Modality, str]:
     """What keeps an encoded row out of the output; "" where nothing does."""
     if errors and (spec.on_bad_modality == "quarantine" or not modalities):
         return errors

@@ -1,4 +1,4 @@
-"""The output folder of an embed run: part files, what stands beside them, and the ledger.
+"""The output folder of a run: part files, what stands beside them, and the ledger.
 
 part-*.parquet            the rows, one file a work unit; its presence is the unit's commit
 _quarantine/ _dropped/    rows that could not be used; modalities left out of rows that were kept
@@ -30,6 +30,8 @@ from workers.readers.base import Source, Unit
 from workers.storage import Entry as StoredFile
 from workers.storage import Storage, is_trouble
 
+EMBED, AUGMENT = "embed", "augment"
+"""Kinds of runs."""
 ENTRY_KEY = b"mmbm.unit"
 SIDE_FOLDERS = ("_quarantine", "_dropped", "_hashes")
 _SEGMENT_ENTRIES = 64
@@ -220,7 +222,7 @@ class Output:
                 metadata = {}
         if ENTRY_KEY not in metadata:
             raise UsageError(
-                f"OUTPUT {self.storage.uri(self.folder)} holds {name}, which `mmbm embed` did not write; move it away, "
+                f"OUTPUT {self.storage.uri(self.folder)} holds {name}, which mmbm did not write; move it away, "
                 "or give another OUTPUT"
             )
         return json.loads(metadata[ENTRY_KEY])  # type: ignore[no-any-return]
@@ -248,9 +250,10 @@ class Output:
         self._drop_staging()
 
     def read_run(self) -> dict[str, Any] | None:
+        """What the last run here left, with its `kind`; None where none did."""
         path = self.path("_run.json")
         run = json.loads(self.storage.read_bytes(path)) if self.storage.exists(path) else {}
-        return run if run.get("kind") == "embed" else None
+        return run if "kind" in run else None
 
     def write_run(self, run: dict[str, Any]) -> None:
         self.check_owner()

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from mmbm_core.errors import RunError
 from workers.probe import Probe, ProbeResult
-from workers.spec import RunSpec
+from workers.spec import RunSpec, UnitSpec
 from workers.trouble import tell
 
 
@@ -70,9 +70,9 @@ class Settlement:
         return self._spec
 
 
-def wait_for_spec(run: RunSpec | ActorHandle) -> RunSpec:
+def wait_for_spec(run: UnitSpec | ActorHandle) -> UnitSpec:
     """The run's spec, once it is settled."""
-    return run if isinstance(run, RunSpec) else cast(RunSpec, ray.get(run.spec.remote()))
+    return run if isinstance(run, UnitSpec) else cast(UnitSpec, ray.get(run.spec.remote()))
 
 
 def join_run(run: RunSpec | ActorHandle) -> RunSpec:
@@ -86,7 +86,7 @@ def join_run(run: RunSpec | ActorHandle) -> RunSpec:
     elif probe is not None:
         with suppress(Exception):  # the one that runs the probe meets it too, and tells
             probe.load()
-    return wait_for_spec(run)
+    return cast(RunSpec, wait_for_spec(run))
 
 
 def _try(probe: Probe) -> ProbeResult | dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -71,26 +72,23 @@ class RowSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSpec(RowSpec):
-    """Settings of one embed run."""
+class UnitSpec(RowSpec, ABC):
+    """What a worker needs to do units of any kind: which rows, and where they go."""
 
     output: Output
-    model: ModelSpec
     format: str
-    half: bool
     on_bad_modality: Literal["quarantine", "drop"]
     limits: Limits
-    budget: dict[Modality, int]
     unit_size: UnitSize
-    device: str
-    threads: int
-    pools: Any = None
-    """Actors that encode for the unit workers (`workers.placement.Pools`); None where each holds its encoders."""
 
     @property
+    @abstractmethod
     def recipe(self) -> str:
-        """Hash of all that decides a value's vector, or that it gets none: rows of an equal recipe are reused."""
-        return fingerprint([self.model.build, asdict(self.limits)])
+        """Hash of all that decides what becomes of a value."""
+
+    @abstractmethod
+    def output_schema(self) -> pa.Schema:
+        """Columns of every part, in order."""
 
     @property
     def settings(self) -> str:
@@ -114,6 +112,24 @@ class RunSpec(RowSpec):
         names = [self.id_column, self.explode, *(e.column for e in self.encodings)]
         tops = {top_column(self.source_schema, name) for name in names if name}
         return {n: str(self.source_schema.field(n).type) for n in sorted(tops) if n in self.source_schema.names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(UnitSpec):
+    """Settings of one embed run."""
+
+    model: ModelSpec
+    half: bool
+    budget: dict[Modality, int]
+    device: str
+    threads: int
+    pools: Any = None
+    """Actors that encode for the unit workers (`workers.placement.Pools`); None where each holds its encoders."""
+
+    @property
+    def recipe(self) -> str:
+        """Hash of all that decides a value's vector, or that it gets none: rows of an equal recipe are reused."""
+        return fingerprint([self.model.build, asdict(self.limits)])
 
     def output_schema(self) -> pa.Schema:
         """Columns of every part, in order: id, modalities, vectors, then what the source brings."""

@@ -1,33 +1,27 @@
-"""The unit worker: reads one work unit, embeds its rows, writes and commits its part, returns its ledger entry."""
+"""The unit worker: reads one work unit, does its rows, writes and commits its part, returns its ledger entry.
+
+What is done to the rows is said by the worker's kind: `embedding.py`, `augmentation.py`.
+"""
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
-from ray.actor import ActorHandle
 
 from mmbm_core.errors import RunError
-from mmbm_core.rows import Embedded, Keys, Seen, embed_cells, hash_cells, modalities_array, vector_array
-from mmbm_core.sample import ID, MODALITIES_COLUMN, Modality
+from mmbm_core.sample import Modality
 from workers.crashes import CrashLog, WorkerLost
 from workers.guard import Quarantine, RowGuard, Rows, row_errors, uri_base
 from workers.output import Entry
-from workers.placement import Backend, open_backend
 from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
-from workers.reuse import Reusable, hash_table, row_hashes
-from workers.settlement import join_run
-from workers.spec import RunSpec
+from workers.spec import UnitSpec
 from workers.storage import MISSING, Storage, is_trouble
 from workers.trouble import tell
-
-_MAX_SEEN, _MAX_SEEN_BYTES = 50_000, 256 << 20
-"""Values of a unit, and their vectors, that are remembered to encode equal ones once; lists of millions, and values of
-many tokens, must not fill the memory."""
-
 
 FAILED = "failed"
 """Key of what takes an entry's place where a unit could not be done."""
@@ -35,16 +29,14 @@ ALIVE_S = 30.0
 """A unit that takes longer says so this often."""
 
 
-class UnitWorker:
-    """A Ray Data actor: one row of the plan in, one ledger entry out. The model is loaded once, here.
+class UnitWorker(ABC):
+    """A Ray Data actor: one row of the plan in, one ledger entry out."""
 
-    Args:
-        run: its spec, or the `Settlement` that will have it.
-    """
+    spec: UnitSpec
 
-    def __init__(self, run: RunSpec | ActorHandle) -> None:
-        self.spec = join_run(run)
-        self.encode, self.fuse = open_backend(self.spec)
+    @abstractmethod
+    def begin(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> "UnitRun":
+        """One unit, before its first row."""
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         try:
@@ -58,7 +50,7 @@ class UnitWorker:
         started = time.monotonic()
         while True:
             with suppress(WorkerLost), CrashLog(self.spec.output, facts["key"]) as crashes:
-                work = _UnitRun(self.spec, Backend(self.encode, self.fuse), storage, unit, facts)
+                work = self.begin(storage, unit, facts)
                 seen_s = started
                 for chunk in work.chunks(crashes):
                     work.add(chunk, crashes)
@@ -68,25 +60,23 @@ class UnitWorker:
                 return work.commit(time.monotonic() - started)
 
 
-class _UnitRun:
-    """State of one unit while it is worked on."""
+class UnitRun(ABC):
+    """State of one unit while it is worked on.
 
-    def __init__(
-        self, spec: RunSpec, backend: Backend, storage: Storage, unit: Unit, facts: dict[str, Any]
-    ) -> None:  # fmt: skip
-        self.spec, self.backend, self.storage, self.unit, self.facts = spec, backend, storage, unit, facts
+    Args:
+        facts: as of `UnitWorker.run`.
+    """
+
+    def __init__(self, spec: UnitSpec, storage: Storage, unit: Unit, facts: dict[str, Any]) -> None:
+        self.spec, self.storage, self.unit, self.facts = spec, storage, unit, facts
         uri = storage.uri(unit.source.path)
         self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=uri_base(storage, unit.source))
         self.schema = spec.output_schema()
         self.quarantine, self.dropped = Quarantine(), Quarantine()
         self.tables: list[pa.Table] = []
-        self.hashes: list[bytes] = []
-        self.cut: list[int] = []
-        self.seen: dict[Modality, Seen] = {}
         self.parents_out: set[int] = set()
         self.parents_bad: set[int] = set()
-        self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0}
-        self.reusable = Reusable(spec.output, facts.get("reuse", []))
+        self.counts = {"rows_reused": 0, "duplicates": 0, "modalities_dropped": 0, "values_cut": 0}
 
     def chunks(self, crashes: CrashLog) -> Iterator[Chunk]:
         """Chunks of the unit; one row at a time where the unit has killed workers before."""
@@ -112,7 +102,7 @@ class _UnitRun:
         self.quarantine.add(relative, self.storage.uri(self.unit.source.path), error, "open")
 
     def add(self, chunk: Chunk, crashes: CrashLog) -> None:
-        """Embed the rows of a chunk and keep those that can be used."""
+        """Do the rows of a chunk and keep those that can be used."""
         if crashes.careful and chunk.positions:
             if crashes.deadly(chunk.positions[0]):
                 self.guard.refuse(chunk, "killed its worker twice", self.quarantine)
@@ -122,63 +112,39 @@ class _UnitRun:
         if crashes.careful:
             crashes.note(None)
 
-    def _add(self, chunk: Chunk) -> None:
-        for rows in self.guard(chunk, self.quarantine):
-            keys = [hash_cells(cells) for _, cells in rows.cells]
-            hashes = row_hashes(keys)
-            self._keep(rows, self._embed(rows, keys, hashes), hashes)
-            widths = self.spec.model.value_widths
-            size_bytes = sum(4 * widths[m] * len(known) for m, known in self.seen.items() if known)
-            if size_bytes > _MAX_SEEN_BYTES or sum(map(len, self.seen.values())) > _MAX_SEEN:
-                self.seen.clear()
+    def sift(
+        self, rows: Rows, errors: Sequence[dict[Modality, str]], modalities: Sequence[Sequence[Modality]],
+        stages: Sequence[str],
+    ) -> list[int]:  # fmt: skip
+        """Rows that go into the part; the others are quarantined, and modalities that rows lose are noted.
 
-    def _embed(self, rows: Rows, keys: Sequence[Keys], hashes: Sequence[bytes | None]) -> Embedded:
-        found = self.reusable.find(hashes) if len(self.reusable) else {}
-        if found:
-            keys = [[None if row in found else key for row, key in enumerate(column)] for column in keys]
-        embedded = embed_cells(
-            rows.cells,
-            encode=self.backend.encode,
-            widths=self.spec.model.value_widths,
-            shared=frozenset(self.spec.model.shared),
-            fuse=self.backend.fuse,
-            seen=self.seen,
-            keys=keys,
-        )
-        self.reusable.fill(embedded, found)
-        self.counts["rows_reused"] += len({rows.parents[row] for row in found})
-        self.counts["duplicates"] += embedded.duplicates
-        return embedded
-
-    def _keep(self, rows: Rows, embedded: Embedded, hashes: Sequence[bytes | None]) -> None:
+        Args:
+            errors: of each row, what is wrong with its modalities.
+            modalities: that each row has.
+            stages: where each row's errors came up.
+        """
         good: list[int] = []
-        for row, errors in enumerate(embedded.errors):
-            fatal = row_errors(errors, embedded.modalities[row], self.spec)
-            stage = "encode" if hashes[row] else "fetch" if self.guard.fetches else "read"
+        for row, wrong in enumerate(errors):
+            fatal = row_errors(wrong, modalities[row], self.spec)
             if fatal:
-                self.quarantine.add(rows.ids[row], rows.sources[row], fatal, "row" if isinstance(fatal, str) else stage)
+                stage = "row" if isinstance(fatal, str) else stages[row]
+                self.quarantine.add(rows.ids[row], rows.sources[row], fatal, stage)
                 self.parents_bad.add(rows.parents[row])
                 continue
-            if errors:
-                self.dropped.add(rows.ids[row], rows.sources[row], errors, stage)
-                self.counts["modalities_dropped"] += len(errors)
+            if wrong:
+                self.dropped.add(rows.ids[row], rows.sources[row], wrong, stages[row])
+                self.counts["modalities_dropped"] += len(wrong)
             good.append(row)
         self.parents_out.update(rows.parents[row] for row in good)
-        # A row without one of its modalities is tried again when its source changes: its hash names no row.
-        self.hashes += [bytes(16) if embedded.errors[row] else hashes[row] or bytes(16) for row in good]
-        self.cut += embedded.cut[good].tolist()
-        self.tables.append(self._table(rows, embedded, good))
+        return good
 
-    def _table(self, rows: Rows, embedded: Embedded, good: list[int]) -> pa.Table:
-        columns: dict[str, Any] = {
-            ID: pa.array([rows.ids[row] for row in good], pa.string()),
-            MODALITIES_COLUMN: modalities_array([embedded.modalities[row] for row in good]),
-        }
-        for name, values in embedded.vectors.items():
-            columns[name] = vector_array(values[good], embedded.present[name][good], half=self.spec.half)
-        kept = rows.table.take(pa.array(good, pa.int64()))
-        columns |= {name: kept[name] for name in kept.column_names}
-        return pa.table([columns[f.name] for f in self.schema], schema=self.schema)
+    @abstractmethod
+    def _add(self, chunk: Chunk) -> None:
+        """Do the rows of a chunk."""
+
+    @abstractmethod
+    def side_tables(self) -> dict[str, pa.Table]:
+        """What stands beside the part, by folder; the quarantine apart."""
 
     def commit(self, seconds: float) -> Entry:
         """Write the part and what stands beside it."""
@@ -210,10 +176,8 @@ class _UnitRun:
             "seconds": round(seconds, 3),
             "ended_s": round(time.time(), 3),
             **self.counts,
-            "values_cut": sum(self.cut),
         }
-        hashes = hash_table(self.hashes, self.cut)
-        side = {"_quarantine": self.quarantine.table(), "_dropped": self.dropped.table(), "_hashes": hashes}
+        side = {"_quarantine": self.quarantine.table(), "_dropped": self.dropped.table(), **self.side_tables()}
         self.spec.output.commit(self.facts["part"], table, entry, side)
         return entry
 

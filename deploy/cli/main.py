@@ -17,6 +17,7 @@ from pipelines.progress import answer, keep_to_ourselves, say
 COMMANDS = {
     "quickstart": "the whole tour, offline: embed, train, score, find pictures by words and words by sound",
     "embed": "embed a dataset of text, images and sound",
+    "augment": "enlarge a dataset by changed copies of its rows",
     "train": "train a model by a recipe",
     "evaluate": "score a trained model on rows it has not learnt from",
     "serve": "answer over HTTP: vectors, classes, rankings",

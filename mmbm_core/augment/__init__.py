@@ -1,10 +1,21 @@
-"""Training-time augmentation, one file a modality: a config, and functions of a batch and a generator.
+"""Augmentation, one file a modality: a config, and pure functions of samples and their seeds (`Draws`).
 
-An encoder that trains applies it to whole batches (`encoder.augment = ImageAugment(...)`), never outside training. With
-`generator=None` torch's global one on the CPU draws, which the trainer seeds anew for every step and worker.
+Training applies them to whole batches, with new seeds at every step; texts are changed before they are tokenized.
 """
 
 from mmbm_core.augment.audio import AudioAugment, augment_waveforms, mask_spectrogram
+from mmbm_core.augment.draws import Draws, sample_seed
 from mmbm_core.augment.image import ImageAugment, augment_images
+from mmbm_core.augment.text import TextAugment, augment_text
 
-__all__ = ["AudioAugment", "ImageAugment", "augment_images", "augment_waveforms", "mask_spectrogram"]
+__all__ = [
+    "AudioAugment",
+    "Draws",
+    "ImageAugment",
+    "TextAugment",
+    "augment_images",
+    "augment_text",
+    "augment_waveforms",
+    "mask_spectrogram",
+    "sample_seed",
+]

@@ -1,16 +1,35 @@
-"""Random changes of sound batches that leave what is said recognisable.
+"""Random changes of sounds that leave what is said recognisable.
 
 Shapes: `B` batch, `S` samples, `F` frames, `C` mel bands.
 """
 
+import io
 import math
 from typing import Annotated, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from mmbm_core.augment.acoustics import Colour, convolve, impulse_responses, noise
+from mmbm_core.augment.draws import Draws
+from mmbm_core.augment.vocoder import read_at, shift_pitch
+
+
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{list(limits)}: the least comes first")
+    return limits
+
+
 Share = Annotated[float, Field(ge=0, lt=1)]
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Seconds = Annotated[float, Field(gt=0)]
+
+_CODEC_LEVEL = 1.0
+"""Strongest compression of libsndfile's Vorbis."""
+_CODEC_BLOCK = 1 << 16
+"""Samples that libvorbis is given at once: it puts them on the stack."""
 
 
 class AudioAugment(BaseModel):
@@ -22,10 +41,20 @@ class AudioAugment(BaseModel):
     """Play faster or slower by a factor between 1 / (1 + speed) and 1 + speed; pitch and formants move along."""
     shift_s: Annotated[float, Field(ge=0)] = 0.0
     """Up to so much silence is put before the sound."""
+    pitch_semitones: Annotated[float, Field(ge=0, le=12)] = 0.0
+    """Higher or lower by up to so much; the duration stays."""
+    reverb_rt60_s: Annotated[tuple[Seconds, Seconds], AfterValidator(_ordered)] | None = None
+    """Least and greatest time in which the reverberation of a room falls by 60 dB; None: no room."""
+    reverb_direct_db: Range = (0.0, 15.0)
+    """Least and greatest energy of the direct sound over that of the reverberation."""
     gain_db: Annotated[float, Field(ge=0)] = 0.0
     """Louder or quieter by up to so much."""
-    noise_snr_db: tuple[float, float] | None = None
-    """Least and greatest distance of white noise below the sound."""
+    noise_snr_db: Range | None = None
+    """Least and greatest distance of noise below the sound."""
+    noise_colour: Colour = "white"
+    vorbis: bool = False
+    """Through Ogg Vorbis at its lowest quality and back. On the CPU, sound by sound: 5 ms a second of sound, which is
+    meant for augmenting once, before training."""
     freq_masks: Annotated[int, Field(ge=0)] = 0
     """Groups of neighbouring mel bands that are hidden (SpecAugment, 1904.08779)."""
     freq_mask_bands: Annotated[int, Field(ge=1)] = 8
@@ -34,12 +63,6 @@ class AudioAugment(BaseModel):
     """Stretches of time that are hidden."""
     time_mask_share: Share = 0.1
     """Longest of such a stretch, as a share of the sound's frames."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "AudioAugment":
-        if self.noise_snr_db is not None and self.noise_snr_db[0] > self.noise_snr_db[1]:
-            raise ValueError(f"noise_snr_db {list(self.noise_snr_db)}: the least comes first")
-        return self
 
 
 class Augmented(NamedTuple):
@@ -52,32 +75,35 @@ class Augmented(NamedTuple):
 
 
 def augment_waveforms(
-    samples: Tensor,
-    *,
-    lengths: Tensor,
-    rate_hz: int,
-    config: AudioAugment,
-    generator: torch.Generator | None = None,
+    samples: Tensor, *, lengths: Tensor, rate_hz: int, config: AudioAugment, draws: Draws
 ) -> Augmented:
-    """Change speed, beginning, loudness and noise of sounds.
+    """All changes but the masks, which are those of spectrograms.
 
     Args:
         samples: (B, S) float, zero-padded at the end.
         lengths: (B,) real samples of each.
+        draws: of B samples.
     """
     if config.speed or config.shift_s:
-        samples, lengths = _warp(samples, lengths, rate_hz, config, generator)
+        samples, lengths = _warp(samples, lengths, rate_hz, config, draws)
+    real = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
+    if config.pitch_semitones:
+        semitones = draws.uniform(-config.pitch_semitones, config.pitch_semitones)
+        samples = shift_pitch(samples, semitones, rate_hz=rate_hz) * real
+    if config.reverb_rt60_s is not None:
+        samples = _reverberate(samples, rate_hz, config, draws) * real
     if config.gain_db:
-        gain_db = _uniform(samples, -config.gain_db, config.gain_db, generator)
-        samples = samples * _amplitude(gain_db)[:, None]
+        samples = samples * _amplitude(draws.uniform(-config.gain_db, config.gain_db))[:, None]
     if config.noise_snr_db is not None:
-        samples = _add_noise(samples, lengths, config.noise_snr_db, generator)
+        disturbance = noise(samples.shape[1], config.noise_colour, rate_hz=rate_hz, draws=draws) * real
+        level = _loudness(samples, lengths) / _loudness(disturbance, lengths)
+        samples = samples + disturbance * (level * _amplitude(-draws.uniform(*config.noise_snr_db)))[:, None]
+    if config.vorbis:
+        samples = _compress(samples, lengths, rate_hz)
     return Augmented(samples, lengths)
 
 
-def mask_spectrogram(
-    log_mel: Tensor, *, frames: Tensor, config: AudioAugment, generator: torch.Generator | None = None
-) -> Tensor:
+def mask_spectrogram(log_mel: Tensor, *, frames: Tensor, config: AudioAugment, draws: Draws) -> Tensor:
     """Replace random bands and stretches of (B, F, C) by each sound's mean over its real `frames` (B,)."""
     if not config.freq_masks and not config.time_masks:
         return log_mel
@@ -86,59 +112,64 @@ def mask_spectrogram(
     hidden = torch.zeros_like(log_mel, dtype=torch.bool)
     for _ in range(config.freq_masks):
         most = torch.full_like(frames, min(config.freq_mask_bands, num_bands))
-        hidden |= _stretch(num_bands, bands, most, generator)[:, None, :]
+        hidden |= _stretch(num_bands, bands, most, draws)[:, None, :]
     for _ in range(config.time_masks):
         most = (frames * config.time_mask_share).long()
-        hidden |= _stretch(num_frames, frames, most, generator)[:, :, None]
+        hidden |= _stretch(num_frames, frames, most, draws)[:, :, None]
     real = torch.arange(num_frames, device=log_mel.device) < frames[:, None]
     mean = (log_mel.mean(2) * real).sum(1) / frames
     return torch.where(hidden, mean[:, None, None].to(log_mel.dtype), log_mel)
-
-
-def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    """(B,) on the device of `like`; drawn on the CPU, so that every device sees the same numbers."""
-    return torch.empty(len(like)).uniform_(low, high, generator=generator).to(like.device)
 
 
 def _amplitude(level_db: Tensor) -> Tensor:
     return 10 ** (level_db / 20)
 
 
-def _warp(
-    samples: Tensor, lengths: Tensor, rate_hz: int, config: AudioAugment, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def _warp(samples: Tensor, lengths: Tensor, rate_hz: int, config: AudioAugment, draws: Draws) -> tuple[Tensor, Tensor]:
     """Read each sound at another speed and from a later moment on, by linear interpolation."""
     reach = math.log1p(config.speed)
-    factor = _uniform(samples, -reach, reach, generator).exp()
-    shift = (_uniform(samples, 0, config.shift_s, generator) * rate_hz).long()
+    factor = draws.uniform(-reach, reach).exp()
+    shift = (draws.uniform(0, config.shift_s) * rate_hz).long()
     changed = (lengths / factor).ceil().long() + shift
     at = torch.arange(int(changed.max()), device=samples.device)
-    place = (at - shift[:, None]) * factor[:, None]
-    last = (lengths - 1)[:, None]
-    low = place.floor().long()
-    values = torch.lerp(
-        samples.gather(1, low.clamp(min=0).minimum(last)),
-        samples.gather(1, (low + 1).clamp(min=0).minimum(last)),
-        place - low,
-    )
-    sounding = (low >= 0) & (low <= last)
-    return torch.where(sounding, values, torch.zeros_like(values)), changed
+    place = (at - shift[:, None]) * factor[:, None].double()
+    return read_at(samples, place, lengths), changed
 
 
-def _add_noise(
-    samples: Tensor, lengths: Tensor, snr_db: tuple[float, float], generator: torch.Generator | None
-) -> Tensor:
-    """White noise under the real samples; the padding stays silent, and so does a silent sound."""
-    root_mean_square = (samples.square().sum(1) / lengths).sqrt()
-    level = root_mean_square * _amplitude(-_uniform(samples, *snr_db, generator))
-    noise = torch.randn(samples.shape, generator=generator).to(samples.device) * level[:, None]
-    real = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
-    return samples + noise * real
+def _reverberate(samples: Tensor, rate_hz: int, config: AudioAugment, draws: Draws) -> Tensor:
+    """Sounds in rooms, without what is heard after their end."""
+    assert config.reverb_rt60_s is not None
+    responses = impulse_responses(
+        rt60_s=draws.uniform(*config.reverb_rt60_s), direct_db=draws.uniform(*config.reverb_direct_db),
+        longest_s=config.reverb_rt60_s[1], rate_hz=rate_hz, draws=draws,
+    )  # fmt: skip
+    return convolve(samples, responses)
 
 
-def _stretch(size: int, lengths: Tensor, most: Tensor, generator: torch.Generator | None) -> Tensor:
+def _loudness(samples: Tensor, lengths: Tensor) -> Tensor:
+    """(B,) root mean square over the real samples."""
+    return (samples.square().sum(1) / lengths).sqrt()
+
+
+def _compress(samples: Tensor, lengths: Tensor, rate_hz: int) -> Tensor:
+    """Each sound as a lossy codec leaves it."""
+    import soundfile
+
+    changed = torch.zeros(samples.shape)
+    for row, sound, length in zip(changed, samples.cpu(), lengths.tolist(), strict=True):
+        file = io.BytesIO()
+        kind = {"format": "OGG", "subtype": "VORBIS", "compression_level": _CODEC_LEVEL}
+        with soundfile.SoundFile(file, "w", rate_hz, 1, **kind) as writer:
+            for block in sound[:length].split(_CODEC_BLOCK):
+                writer.write(block.numpy())
+        file.seek(0)
+        row[:length] = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+    return changed.to(samples.device)
+
+
+def _stretch(size: int, lengths: Tensor, most: Tensor, draws: Draws) -> Tensor:
     """(B, size) bool: one random stretch of 0..most (B,) places inside the first `lengths` (B,)."""
-    width = (_uniform(lengths, 0, 1, generator) * (most + 1)).long().minimum(most)
-    start = (_uniform(lengths, 0, 1, generator) * (lengths - width + 1)).long().minimum(lengths - width)
+    width = draws.integers(0, most + 1)
+    start = draws.integers(0, lengths - width + 1)
     at = torch.arange(size, device=lengths.device)
     return (at >= start[:, None]) & (at < (start + width)[:, None])

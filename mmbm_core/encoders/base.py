@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmbm_core.augment import AudioAugment, ImageAugment, TextAugment
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import EXACT
@@ -57,6 +58,8 @@ class Encoder(nn.Module, ABC):
     """True where padding would change a result, so that only items of equal cost share a batch."""
     whole: Sequence[Any] = ()
     """The checkpoint's model, where the encoder runs but a part of it; in a sequence, so that it is no submodule."""
+    augment: ImageAugment | AudioAugment | TextAugment | None = None
+    """What training does to the values of its modality."""
     kernels: str = EXACT
     """What the model runs on, and how its values are prepared: `exact`, or one of `fast_kernels`."""
 

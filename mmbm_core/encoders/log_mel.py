@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmbm_core.augment.audio import AudioAugment, augment_waveforms, mask_spectrogram
+from mmbm_core.augment.draws import Draws
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder, EncoderOutput, Item, check_options
 from mmbm_core.encoders.mfcc import Waveforms
 from mmbm_core.encoders.sound import prepare_sounds
@@ -77,7 +78,6 @@ class LogMelEncoder(Encoder):
     """
 
     modalities = ("audio",)
-    augment: AudioAugment | None = None
     hann: Tensor
     mels: Tensor
 
@@ -158,11 +158,12 @@ class LogMelEncoder(Encoder):
     def _spectrogram(self, batch: Waveforms) -> tuple[Tensor, Tensor]:
         """Log-mel (B, F, C) of mean 0 and deviation 1 over each sound's frames, and the number of those (B,)."""
         samples, lengths = batch
-        augment = self.augment if self.training else None
+        augment = self.augment if self.training and isinstance(self.augment, AudioAugment) else None
         with torch.autocast(samples.device.type, enabled=False):  # a logarithm of half-precision sums is too coarse
             if augment is not None:
+                draws = Draws.fresh(len(samples), samples.device)
                 samples, lengths = augment_waveforms(
-                    samples, lengths=lengths, rate_hz=self.config.rate_hz, config=augment
+                    samples, lengths=lengths, rate_hz=self.config.rate_hz, config=augment, draws=draws
                 )
             spectrum = torch.stft(
                 samples, self.fft, self.hop, self.window, self.hann, pad_mode="constant", return_complex=True
@@ -171,7 +172,7 @@ class LogMelEncoder(Encoder):
             frames = 1 + lengths // self.hop
             log_mel = _standardise(torch.log(power.transpose(1, 2) @ self.mels + _FLOOR), frames)
             if augment is not None:
-                log_mel = mask_spectrogram(log_mel, frames=frames, config=augment)
+                log_mel = mask_spectrogram(log_mel, frames=frames, config=augment, draws=draws)
             return log_mel, frames
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from mmbm_core.errors import UsageError
-from mmbm_core.synth import acoustics, speech
 from mmbm_core.synth.dialogue import converse
 from mmbm_core.synth.draw import encode_jpeg, render
 from mmbm_core.synth.grammar import NUM_PHRASINGS, caption, contradict, paraphrase
 from mmbm_core.synth.statement import state
+from mmbm_core.synth.utterance import utter
 from mmbm_core.synth.world import Layout, Scene, choose, draw_scene, lay_out
 
 WORLD_VERSION = 2
@@ -107,7 +107,8 @@ def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
     said = state(scene, rng=streams[_Stream.STATEMENT])
     row |= {"statement": said.text, "truth": "true" if said.truth else "false"}
     if speech:
-        row |= _speech(row["text"], streams[_Stream.VOICE], streams[_Stream.SOUND])
+        said_aloud = utter(row["text"], voices=streams[_Stream.VOICE], sounds=streams[_Stream.SOUND])
+        row |= {"audio": said_aloud.audio, **said_aloud.facts}
     return row
 
 
@@ -136,19 +137,3 @@ def _words(scene: Scene, words: np.random.Generator, pairs: np.random.Generator)
         "contradiction": caption(false_scene, language="en", phrasing=choose(pairs, range(NUM_PHRASINGS))),
         "contradicted": contradicted,
     }
-
-
-def _speech(text: str, voices: np.random.Generator, sounds: np.random.Generator) -> dict[str, Any]:
-    voice: dict[str, Any] = {
-        "voice": choose(voices, speech.VOICES),
-        "speed_wpm": int(voices.integers(*speech.SPEED_WPM, endpoint=True)),
-        "pitch": int(voices.integers(*speech.PITCH, endpoint=True)),
-    }
-    setting: dict[str, Any] = {
-        "room": choose(sounds, acoustics.ROOMS),
-        "noise": choose(sounds, acoustics.NOISES),
-        "snr_db": float(round(sounds.uniform(*acoustics.SNR_DB), 1)),
-    }
-    spoken = speech.speak(text, **voice)
-    heard = acoustics.stage(spoken, voice_rate_hz=speech.VOICE_RATE_HZ, rng=sounds, **setting)
-    return {"audio": acoustics.encode_flac(heard), **voice, **setting}

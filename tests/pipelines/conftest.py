@@ -20,10 +20,10 @@ from pipelines.recipe import Recipe
 from pipelines.stream import checked
 from pipelines.train import TrainRequest
 from tests.training import CrewHere, color_dataset, fit_here
+from workers.embedding import EmbeddingWorker
 from workers.probe import Probe
 from workers.readers.discover import InputSet
 from workers.spec import RunSpec
-from workers.unit import UnitWorker
 
 
 class Run:
@@ -62,13 +62,13 @@ def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, te
             pass
 
         def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
-            worker = UnitWorker(spec)
+            worker = EmbeddingWorker(spec)
             for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():
                 yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
 
     def run(*inputs: Path, output: str = "out", real: bool = False, **given: Any) -> Run:
         if not real:
-            monkeypatch.setattr(embed_module, "Stream", Here)
+            monkeypatch.setattr(embed_module, "EmbeddingStream", Here)
         settings = {k: given.pop(k) for k in list(given) if k in EmbedSettings.model_fields}
         given = {"model": text_model, "precision": "exact"} | given
         request = EmbedRequest(

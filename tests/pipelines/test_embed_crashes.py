@@ -16,11 +16,11 @@ from pipelines import stream
 from tests.samples import audio_file, tone
 from workers import placement
 from workers.crashes import CrashLog, WorkerLost
+from workers.embedding import EmbeddingWorker
 from workers.output import Output
 from workers.placement import EncoderActor
 from workers.spec import RunSpec
 from workers.storage import open_location
-from workers.unit import UnitWorker
 
 DEADLY = "kills"
 
@@ -30,7 +30,7 @@ def die_of(values: list[Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class MortalWorker(UnitWorker):
+class MortalWorker(EmbeddingWorker):
     """A unit worker whose encoder dies of some values, as a decoder in native code may."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -54,7 +54,7 @@ class MortalEncoder(EncoderActor.__ray_metadata__.modified_class):  # type: igno
         return super().encode_values(modality, values)  # type: ignore[no-any-return]
 
 
-class BrokenWorker(UnitWorker):
+class BrokenWorker(EmbeddingWorker):
     """A worker that can't start."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -69,7 +69,7 @@ def texts(count: int) -> list[dict[str, Any]]:
 def test_a_row_that_kills_its_worker_is_quarantined(
     embed: Callable[..., Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(stream, "UnitWorker", MortalWorker if where == "together" else UnitWorker)
+    monkeypatch.setattr(stream, "EmbeddingWorker", MortalWorker if where == "together" else EmbeddingWorker)
     monkeypatch.setattr(placement, "EncoderActor", MortalEncoder)
     rows = texts(60)
     rows[37]["text"] = DEADLY
@@ -83,7 +83,7 @@ def test_a_row_that_kills_its_worker_is_quarantined(
 def test_a_worker_that_can_not_start_ends_the_run(
     embed: Callable[..., Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "UnitWorker", BrokenWorker)
+    monkeypatch.setattr(stream, "EmbeddingWorker", BrokenWorker)
     with pytest.raises(RunError, match=r"^this model does not load here$"):
         embed(write("a.jsonl", texts(40)), real=True)
 

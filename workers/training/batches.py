@@ -1,14 +1,16 @@
 """Arrow rows -> batches for the model: values decoded or tokenized in threads, a few batches ahead of the model."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from mmbm_core.augment import TextAugment, augment_text, sample_seed
 from mmbm_core.batching import cut_values
 from mmbm_core.encoders.base import Encoder, Item
 from mmbm_core.media import Limits
@@ -16,7 +18,7 @@ from mmbm_core.model import Batch, Values
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, Modality
 from mmbm_core.tasks.base import Task
-from workers.training.rows import column_values, source_ids
+from workers.training.rows import SOURCE, column_values
 
 _AHEAD = 3
 
@@ -41,8 +43,6 @@ class Columns:
     """Frozen ones: the column that holds the vectors of a modality's column."""
     tokens: dict[Modality, int]
     """K: a frozen vector is K tokens, one after the other."""
-    exploded: bool
-    """Are rows elements of source rows?"""
 
 
 @dataclass
@@ -63,19 +63,22 @@ class BatchMaker:
     """Of the batches that were counted, as in `Made`."""
     values_cut: int = field(default=0, init=False)
 
-    def __call__(self, tables: Iterable[pa.Table], *, counted: int | None = None) -> Iterator[Batch]:
+    def __call__(
+        self, tables: Iterable[pa.Table], *, counted: int | None = None, seeds: Iterable[int | None] = repeat(None)
+    ) -> Iterator[Batch]:
         """Batches in order; the next are made meanwhile.
 
         Args:
+            seeds: of each table, as `make` takes them.
             counted: batches, from the first on, whose values are counted; None counts all.
         """
         with ThreadPoolExecutor(1) as pool:
             pending: list[Any] = []
-            source, number = iter(tables), 0
+            source, number = zip(tables, seeds, strict=False), 0
             try:
                 while True:
-                    while len(pending) < _AHEAD and (table := next(source, None)) is not None:
-                        pending.append(pool.submit(self.make, table))
+                    while len(pending) < _AHEAD and (each := next(source, None)) is not None:
+                        pending.append(pool.submit(self.make, *each))
                     if not pending:
                         return
                     made: Made = pending.pop(0).result()
@@ -88,12 +91,21 @@ class BatchMaker:
                 for job in pending:
                     job.cancel()
 
-    def make(self, table: pa.Table) -> Made:
-        """One batch of all rows of a table."""
+    def make(self, table: pa.Table, seed: int | None = None) -> Made:
+        """One batch of all rows of a table.
+
+        Args:
+            seed: of the epoch, where texts are augmented: a row's change is a function of it and of the row's id.
+        """
         values, bad, cut = {}, 0, 0
         for e in self.columns.cells:
             if e.modality in self.encoders:
-                values[e.modality, e.column], wrong, long = self._cells(table[e.output], e.modality)
+                cells = table[e.output].to_pylist()
+                augment = self.encoders[e.modality].augment
+                if seed is not None and isinstance(augment, TextAugment):
+                    seeds = [sample_seed(seed, e.column, row) for row in table[ID].to_pylist()]
+                    cells = [c and [augment_text(c[0], augment, s)] for c, s in zip(cells, seeds, strict=True)]
+                values[e.modality, e.column], wrong, long = self._cells(cells, e.modality)
                 bad, cut = bad + wrong, cut + long
         for (modality, column), name in self.columns.vectors.items():
             values[modality, column] = self._vectors(table[name].combine_chunks(), modality)
@@ -101,14 +113,13 @@ class BatchMaker:
         targets = {}
         for name, task in self.tasks.items():
             wanted = {column: column_values(table, column) for column in task.config.target_columns}  # type: ignore[union-attr]
-            arrays = task.encode_targets(wanted, source_ids(ids, exploded=self.columns.exploded))
+            arrays = task.encode_targets(wanted, table[SOURCE].to_pylist())
             targets[name] = {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
         return Made(Batch(ids, values, targets), bad, cut)
 
-    def _cells(self, column: pa.ChunkedArray, modality: Modality) -> tuple[Values, int, int]:
-        """Values of a column, how many of its cells can't be used, and how many are cut."""
+    def _cells(self, cells: Sequence[list[Any] | None], modality: Modality) -> tuple[Values, int, int]:
+        """Values of a column's cells, how many of its cells can't be used, and how many are cut."""
         encoder = self.encoders[modality]
-        cells = column.to_pylist()
         prepared = encoder.prepare(modality, [cell[0] for cell in cells if cell], limits=self.limits)
         rows = [i for i, cell in enumerate(cells) if cell]
         good = [(row, item) for row, item in zip(rows, prepared, strict=True) if isinstance(item, Item)]

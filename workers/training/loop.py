@@ -185,9 +185,11 @@ class Training:
     def _stream(self, index: int) -> Iterator[Batch]:
         """All batches that are left of one set, `accumulate` a step."""
         each, mine = self.sets[index], self.turns == index
-        first, count = int(mine[: self.step].sum()), self.settings.accumulate
-        parts = (part for table in self._tables(index, first, int(mine.sum())) for part in parts_of(table, count))
-        return each.maker(parts, counted=max(0, self.epoch_steps[index] - first) * count)
+        first, last, count = int(mine[: self.step].sum()), int(mine.sum()), self.settings.accumulate
+        parts = (part for table in self._tables(index, first, last) for part in parts_of(table, count))
+        epochs = (step // self.epoch_steps[index] for step in range(first, last) for _ in range(count))
+        seeds = (seed_of(self.settings.seed, epoch) for epoch in epochs)
+        return each.maker(parts, counted=max(0, self.epoch_steps[index] - first) * count, seeds=seeds)
 
     def _tables(self, index: int, first_step: int, last_step: int) -> Iterator[pa.Table]:
         """This rank's training rows of some of a set's steps."""

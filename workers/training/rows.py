@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmbm_core.dialogue import join_turns
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.rows import Cell, Encoding
-from mmbm_core.sample import ID
+from mmbm_core.sample import AUGMENTATION, ID, SOURCE_ID
 from workers.columns import get_column, top_column
 from workers.guard import Quarantine, RowGuard, Rows, uri_base
 from workers.readers import get_reader
@@ -41,9 +42,9 @@ class SplitSpec:
     val_groups: tuple[str, ...]
     """Those groups that are validation rows; () deals groups out by hash."""
 
-    def is_val(self, id: str, *, exploded: bool) -> bool:
-        """Is this a validation row? Elements of one exploded row stay together."""
-        (name,) = source_ids([id], exploded=exploded)
+    def is_val(self, source_id: str) -> bool:
+        """Is what was made of this source row for validation?"""
+        name = source_id
         if self.group is not None:
             found = re.search(self.group, name)
             name = found[1] if found else name
@@ -53,11 +54,8 @@ class SplitSpec:
         return int.from_bytes(digest[:8], "big") / 2**64 < self.val_fraction
 
 
-def source_ids(ids: Sequence[str], *, exploded: bool) -> list[str]:
-    """Ids of the source rows: the elements of an exploded one share theirs."""
-    return [id.rsplit("#", 1)[0] for id in ids] if exploded else list(ids)
-
-
+SOURCE = "_source"
+"""The column of `read_unit` that says which source row a row was made of: of an exploded one, or by `mmbm augment`."""
 TURN = "turn"
 """The column that a dialogue becomes: a list of `{context, response}`, one for each turn but the first."""
 TURN_TYPE = pa.list_(pa.struct([("context", pa.string()), ("response", pa.string())]))
@@ -83,6 +81,11 @@ class SetSpec(RowSpec):
     turns: Turns | None = None
     one_each: bool = False
     """An epoch takes one of the rows that an exploded one became."""
+
+    @property
+    def augmented(self) -> bool:
+        """Did `mmbm augment` write these rows?"""
+        return {SOURCE_ID, AUGMENTATION} <= set(self.kept)
 
 
 def texts_of(spec: SetSpec, storage: Storage, unit: Unit, rows: np.ndarray, columns: Sequence[str]) -> list[str]:
@@ -122,7 +125,7 @@ def side_of(relative: str) -> Side | None:
 
 
 def read_unit(spec: SetSpec, storage: Storage, unit: Unit, *, quarantine: Quarantine | None = None) -> pa.Table:
-    """The rows of a unit: `id`, one column of cells for each encoding, and the columns that are kept.
+    """The rows of a unit: `id`, SOURCE, one column of cells for each encoding, and the columns that are kept.
 
     A cell is a list of values: null where the modality is missing, and an empty list where it can't be used.
 
@@ -142,11 +145,18 @@ def read_unit(spec: SetSpec, storage: Storage, unit: Unit, *, quarantine: Quaran
 def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -> dict[str, Any]:
     """Which rows of a unit are on which side, where exploded ones begin, and how often each label is trained on.
 
+    Copies that `mmbm augment` made are trained on only: where their source row is for validation they are on no side.
+
     Args:
         side: what the file's name says; None deals rows out by the split.
+
+    Returns:
+        Also the source rows of the copies that are trained on (`copied`), and of a set that has any, those of the rows
+        that are validated on (`held`).
     """
     tops = {top_column(spec.source_schema, name) for name in spec.labels}
     counted = () if spec.id_column or spec.turns else (_smallest(spec.source_schema),)
+    tops |= {SOURCE_ID, AUGMENTATION} if spec.augmented else set()
     lean = replace(spec, encodings=(), kept=tuple(sorted(tops)) or counted)
     quarantine = Quarantine()
     try:
@@ -156,27 +166,30 @@ def index_unit(spec: SetSpec, storage: Storage, unit: Unit, side: Side | None) -
             raise
         quarantine.add(None, storage.uri(unit.source.path), str(error), "read")
         table = cell_schema(lean).empty_table()
-    ids = table[ID].to_pylist()
-    exploded = spec.explode is not None
-    sides = [side or ("val" if spec.split.is_val(id, exploded=exploded) else "train") for id in ids]
+    sources = table[SOURCE].to_pylist()
+    made = table[AUGMENTATION].to_pylist() if spec.augmented else [None] * len(sources)
+    sides = [side or ("val" if spec.split.is_val(source) else "train") for source in sources]
     train = np.array([i for i, s in enumerate(sides) if s == "train"], np.int32)
-    val = np.array([i for i, s in enumerate(sides) if s == "val"], np.int32)
+    val = np.array([i for i, s in enumerate(sides) if s == "val" and made[i] is None], np.int32)
     chosen = table.take(pa.array(train))
     counts = {name: Counter(str(v) for v in column_values(chosen, name) if v is not None) for name in spec.labels}
     for name, found in counts.items():
         if len(found) > _MAX_CLASSES:
             raise UsageError(f"column {name!r} has over {_MAX_CLASSES:,} values in {unit.source.relative}: no classes")
     bad = quarantine.lines
+    ids = table[ID].to_pylist()
     starts = _starts([ids[i] for i in train]).tobytes() if spec.one_each else None
     return {
         "train": train.tobytes(), "val": val.tobytes(), "starts": starts, "labels": json.dumps(counts),
+        "copied": list({sources[i] for i in train if made[i] is not None}),
+        "held": [sources[i] for i in val] if spec.augmented else [],
         "bad": len(bad), "error": f"{bad[0]['source']}: {bad[0]['error']}" if bad else "",
     }  # fmt: skip
 
 
 def _starts(ids: Sequence[str]) -> np.ndarray:
     """Where the elements of each exploded row begin."""
-    whole = source_ids(ids, exploded=True)
+    whole = [id.rsplit("#", 1)[0] for id in ids]
     return np.array([i for i, id in enumerate(whole) if not i or id != whole[i - 1]], np.int32)
 
 
@@ -193,7 +206,7 @@ def cell_schema(spec: SetSpec) -> pa.Schema:
     kinds = [pa.string() if e.modality == "text" else pa.large_binary() for e in spec.encodings]
     cells = [pa.field(e.output, pa.list_(kind)) for e, kind in zip(spec.encodings, kinds, strict=True)]
     kept = [spec.kept_field(name) for name in spec.kept]
-    return pa.schema([pa.field(ID, pa.string()), *cells, *kept])
+    return pa.schema([pa.field(ID, pa.string()), pa.field(SOURCE, pa.string()), *cells, *kept])
 
 
 def _smallest(schema: pa.Schema) -> str:
@@ -226,7 +239,11 @@ def _pairs(dialogue: Sequence[str | None], context: int) -> list[dict[str, str]]
 
 
 def _table(spec: SetSpec, rows: Rows, schema: pa.Schema) -> pa.Table:
-    columns: list[Any] = [pa.array(rows.ids, pa.string())]
+    sources = [id.rsplit("#", 1)[0] for id in rows.ids] if spec.explode is not None else rows.ids
+    source = pa.array(sources, pa.string())
+    if spec.augmented:  # null in files that augment did not write
+        source = pc.coalesce(rows.table[SOURCE_ID].cast(pa.string()), source)
+    columns: list[Any] = [pa.array(rows.ids, pa.string()), source]
     for _, cells in rows.cells:
         columns.append(pa.array(_values(cells), schema.field(len(columns)).type))
     columns += [rows.table[name] for name in spec.kept]

@@ -196,7 +196,7 @@ def _encoder(config: EncoderConfig, vocabulary: str | None) -> Encoder:
     encoder.requires_grad_(config.training == "full")
     if config.training == "lora":
         add_lora(encoder, config.lora)
-    encoder.augment = config.augment  # type: ignore[assignment]
+    encoder.augment = config.augment
     return encoder
 
 

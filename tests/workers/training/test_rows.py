@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
-from pipelines.dataset import UNIT, Wanted, open_set
+from pipelines.dataset import UNIT, Wanted, index_set, open_set
 from pipelines.recipe import DataSettings
 from tests.samples import image_file
 from tests.training import write_rows
-from workers.training.rows import SplitSpec, column_values, index_unit, read_unit, side_of
+from workers.storage import open_location
+from workers.training.rows import column_values, index_unit, read_unit, side_of
 
 LABELLED = Wanted(columns=frozenset({("text", "text")}), targets=frozenset({"label"}), labels=frozenset({"label"}))
 
@@ -81,8 +83,33 @@ def test_elements_of_a_row_stay_on_one_side(tmp_path: Path) -> None:
     table = read_unit(spec, *units[0])
     assert table["text:captions"].to_pylist()[:2] == [["c0.0"], ["c0.1"]]
     assert table["id"].to_pylist()[:2] == ["p0#0", "p0#1"]
-    plain = SplitSpec(val_fraction=0.5, seed=0, group=None, val_groups=())
-    assert len({plain.is_val(f"x#{k}", exploded=False) for k in range(20)}) == 2
+
+
+def test_copies_of_augment_are_on_the_side_of_their_source_and_never_validated_on(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"r{n}" + (f"~{k}" if k else ""), "text": "t", "label": 1, "source_id": f"r{n}",
+         "augmentation": "f00" if k else None, "augmentation_seed": 0 if k else None}
+        for n in range(60) for k in range(3)
+    ]  # fmt: skip
+    train, val = sides(*opened(write_rows(tmp_path / "a.jsonl", rows), val_fraction=0.3))
+    sources = {id.split("~")[0] for id in train}
+    assert 8 < len(val) < 30 and not any("~" in id for id in val) and not sources & set(val)
+    assert len(train) == 3 * len(sources) and len(sources) + len(val) == 60
+
+
+def test_a_copy_of_a_row_that_is_validated_on_is_not_trained_on(tmp_path: Path, ray_cluster: None) -> None:
+    train = [{"id": f"r{n}~1", "text": "t", "label": n % 2, "source_id": f"r{n}", "augmentation": "f00"}
+             for n in range(8)]  # fmt: skip
+    val = [{"id": f"r{n}", "text": "t", "label": n % 2} for n in range(7, 12)]
+    write_rows(tmp_path / "train.jsonl", train)
+    write_rows(tmp_path / "val.jsonl", val)
+    settings = DataSettings()
+    found = open_set([str(tmp_path)], LABELLED, settings, seed=0)
+    storage, _ = open_location(str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match="1 rows to validate on are sources of copies to train on, such as 'r7'"):
+        index_set(found, settings, storage=storage)
+    write_rows(tmp_path / "val.jsonl", val[1:])
+    assert index_set(found, settings, storage=storage).feed.num_val == 4
 
 
 @pytest.mark.parametrize("has_id", [True, False])

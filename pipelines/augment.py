@@ -1,0 +1,160 @@
+"""`mmbm augment`: a dataset in, the dataset with changed copies of its rows out."""
+
+import time
+from typing import Any
+
+import ray
+
+from mmbm_core.augment.recipe import AugmentRecipe
+from mmbm_core.errors import UsageError
+from mmbm_core.rows import Encoding
+from mmbm_core.sample import ID, Modality
+from pipelines.books import Books
+from pipelines.common import check_apart, check_nodes_share, check_same_schema, open_output, url_policy
+from pipelines.progress import say
+from pipelines.recipe import FOLDER, read_recipe
+from pipelines.request import RowsRequest
+from pipelines.sample import SourceSample, read_sample
+from pipelines.stream import Pool, Stream
+from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec
+from workers.columns import check_column, choose_encodings, kept_columns
+from workers.output import AUGMENT, Output
+from workers.readers.base import UnitSize
+from workers.readers.discover import InputSet, discover
+from workers.resources import WorkerResources, plan_workers
+
+RECIPES = FOLDER / "augment"
+_UNIT = UnitSize(rows=1024, size_bytes=16 << 20)
+
+
+class AugmentRequest(RowsRequest):
+    """What `mmbm augment` is asked for."""
+
+    recipe: AugmentRecipe
+    seed: int = 0
+
+
+def load_augment_recipe(name: str, *, settings: list[str]) -> AugmentRecipe:
+    """A recipe file, or one that ships by its name; `settings` and errors as of `load_recipe`."""
+    return read_recipe(name, AugmentRecipe, RECIPES, settings=settings)
+
+
+def augment(request: AugmentRequest) -> dict[str, Any]:
+    """Write each row with its copies; Ray must be initialised.
+
+    Returns:
+        The figures of the whole output: rows_in, rows_out, rows_quarantined, rows_written, seconds, ...
+
+    Raises:
+        UsageError: the request can't be carried out as written.
+        RunError: the run failed; the same command resumes it.
+    """
+    started = time.monotonic()
+    inputs = discover(request.inputs, format=request.format)
+    check_apart(inputs, request.output)
+    source = read_sample(inputs, types=request.settings.column_types)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    s = request.settings
+    resources = plan_workers(nodes, workers=s.workers, cpus=s.cpus_per_worker, device="cpu")
+    with open_output(request.output, kind=AUGMENT, overwrite=request.overwrite) as (output, earlier):
+        check_nodes_share(inputs, output)
+        spec = make_spec(request, inputs, source, resources, output)
+        check_same_schema(spec, earlier)
+        finished = output.entries() if earlier else {}
+        if request.overwrite:
+            output.clear()
+            output.begin()
+        books = Books(spec, AUGMENT, finished=finished, retry_errors=request.retry_errors,
+                      max_error_rate=request.max_error_rate)  # fmt: skip
+        books.open(_describe(request, spec))
+        changed = ", ".join(
+            f"{each.name} ({'spoken' if each.spoken else each.encoding.modality})" for each in spec.changed
+        )
+        say(f"input: {inputs.format}; changing {changed}; carrying {', '.join(spec.kept) or 'nothing else'}")
+        say(resources.describe())
+        pool = Pool(resources.workers, resources.cpus, 0)
+        with Stream(inputs, spec, AugmentationWorker, pool, finished=finished, retry_errors=request.retry_errors,
+                    stall_s=s.stall_s) as stream:  # fmt: skip
+            for entry in stream.entries(spec, books):
+                books.add(entry)
+        return books.close(seconds=time.monotonic() - started)
+
+
+def make_spec(
+    request: AugmentRequest, inputs: InputSet, source: SourceSample, resources: WorkerResources, output: Output
+) -> AugmentSpec:
+    """Settle everything workers need.
+
+    Raises:
+        UsageError: no such column, nothing to change, or names that the output needs itself.
+    """
+    schema, s = source.input_schema, request.settings
+    encodings = settle_columns(request, source)
+    if request.id_column:
+        check_column(schema, request.id_column)
+    if request.explode and request.explode not in schema.names:
+        raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
+    id_column = request.id_column or (ID if ID in schema.names else None)
+    kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=True)
+    size_bytes = _UNIT.size_bytes
+    if source.complete:
+        size_bytes = min(size_bytes, max(4096, source.size_bytes // (4 * resources.workers)))
+    spec = AugmentSpec(
+        source_schema=schema, encodings=encodings, kept=tuple(kept), id_column=id_column, explode=request.explode,
+        urls=url_policy(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
+        limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
+        changes=request.recipe, seed=request.seed,
+    )  # fmt: skip
+    _check_names(spec)
+    return spec
+
+
+def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encoding, ...]:
+    """Columns that are changed, or spoken.
+
+    Raises:
+        UsageError: no such column, or one that a change could not be written back to.
+    """
+    recipe, schema = request.recipe, source.input_schema
+    needed: list[Modality] = list(recipe.changed)
+    needed += ["text"] if recipe.speak and "text" not in needed else []
+    encodings = choose_encodings(schema, source.rows, given=request.columns, available=needed)
+    found = {e.modality for e in encodings}
+    lacking = [m for m in needed if m not in found and not (m == "audio" and recipe.speak)]
+    if lacking:
+        raise UsageError(
+            f"the recipe changes {', '.join(lacking)}, and no column of {', '.join(schema.names)} holds any; name it "
+            f"with --{lacking[0]}-column, or take {lacking[0]} out of the recipe"
+        )
+    for encoding in encodings:
+        if encoding.column not in schema.names:
+            raise UsageError(f"column {encoding.column} lies inside another one and can't be changed there")
+    return encodings
+
+
+def _check_names(spec: AugmentSpec) -> None:
+    made = [each.name for each in spec.changed]
+    columns = [each.encoding.column for each in spec.changed if not each.spoken]
+    untouched = set(spec.kept) - set(columns)
+    clashes = sorted(untouched & {ID, *PROVENANCE.names, *made} - {e.column for e in spec.encodings})
+    if clashes:
+        raise UsageError(
+            f"source columns {', '.join(clashes)} have names that the output needs; leave them out with "
+            f"--set drop_columns={','.join(clashes)}, or rename them in the source"
+        )
+    if len(set(made)) < len(made):
+        raise UsageError(f"several columns would be written as {', '.join(sorted(set(made)))}: name one of them")
+
+
+def _describe(request: AugmentRequest, spec: AugmentSpec) -> dict[str, Any]:
+    """The fixed part of `_run.json`."""
+    return {
+        "kind": AUGMENT,
+        "recipe": spec.recipe,
+        "seed": spec.seed,
+        "schema": spec.output_schema().to_string(),
+        "request": request.model_dump(mode="json", exclude={"inputs", "output"}),  # locations may hold credentials
+    }
+
+
+__all__ = ["RECIPES", "AugmentRequest", "augment", "load_augment_recipe"]
