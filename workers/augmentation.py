@@ -1,6 +1,5 @@
 """Units of an augment run: rows in, the same rows and their changed copies out."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mmbm_core.augment.draws import sample_seed
 from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.augment.values import Copies, copy_images, copy_sounds, copy_texts, speak_texts
 from mmbm_core.errors import MediaError
@@ -159,9 +159,9 @@ def _column(
     copies, origin = spec.changes.copies, cells[changed.encoding]
     where = [(row, j) for row, cell in enumerate(origin) if isinstance(cell, tuple) for j in range(len(cell))]
     if changed.spoken:  # one text of those that a row has
-        where = [(row, j) for row, j in where if j == _seed(spec.seed, ids[row], SPOKEN) % len(origin[row])]  # type: ignore[arg-type]
+        where = [(row, j) for row, j in where if j == sample_seed(spec.seed, ids[row], SPOKEN) % len(origin[row])]  # type: ignore[arg-type]
     values = [origin[row][j] for row, j in where]  # type: ignore[index]
-    seeds = [[_seed(spec.seed, ids[row], changed.name, j, k) for k in range(copies)] for row, j in where]
+    seeds = [[sample_seed(spec.seed, ids[row], changed.name, j, k) for k in range(copies)] for row, j in where]
     made = _copy(spec, changed, values, np.array(seeds, np.int64).reshape(len(values), copies))
     found: list[list[list[Any]]] = [[] for _ in ids]
     for (row, _), each in zip(where, made, strict=True):
@@ -197,8 +197,3 @@ def _versions(changed: Changed, own: Cell, found: Sequence[Sequence[Any]], *, co
     elements = [list(own) if isinstance(own, tuple) else []]
     elements += [[each[k] for each in found] for k in range(copies)]
     return [(each or None) if changed.listed else (each or [None])[0] for each in elements]
-
-
-def _seed(*facts: Any) -> int:
-    """63 bits that name what is drawn for."""
-    return int.from_bytes(hashlib.blake2b(repr(facts).encode(), digest_size=8).digest(), "big") >> 1

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def maker(modality: str, encoder: torch.nn.Module) -> BatchMaker:
     encoding = Encoding(column="value", modality=modality, output="value")  # type: ignore[arg-type]
-    columns = Columns(cells=(encoding,), vectors={}, tokens={}, exploded=False)
+    columns = Columns(cells=(encoding,), vectors={}, tokens={})
     return BatchMaker(columns, {modality: encoder}, {}, DEFAULT_LIMITS, CPU)  # type: ignore[dict-item]
 
 
