@@ -17,6 +17,7 @@ from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.spec import EncoderConfig, ModelSpec
 from mmbm_core.tasks import build_task
 from mmbm_core.tasks.base import Representation, TaskOutput, View
+from mmbm_core.tasks.classification import ClassificationTask
 
 
 class Values(NamedTuple):
@@ -81,7 +82,21 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch, *, generator: torch.Generator | None = None) -> dict[str, TaskOutput]:
         """Outputs by task. `generator` draws the modality dropout of training."""
+        batch = self.augment(batch) if self.training else batch
         return self.heads(batch, self.encode_batch(batch), generator=generator)
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch that training sees: each encoder's values changed, then rows mixed where a task says so."""
+        values = dict(batch.values)
+        for (modality, column), (rows, data) in batch.values.items():
+            if not isinstance(data, Tensor):
+                encoder: Any = self.encoders[modality]
+                values[modality, column] = Values(rows, [encoder.augmented(modality, part) for part in data])
+        batch = batch._replace(values=values)
+        for name, task in self.tasks.items():
+            if name in batch.targets and isinstance(task, ClassificationTask) and task.config.mix is not None:
+                batch = _mix(batch, name, task)
+        return batch
 
     def encode_batch(self, batch: Batch, *, only: Collection[Modality] | None = None) -> dict[Column, Encoded]:
         """All columns of a batch (of some modalities), each encoded once however many tasks read it."""
@@ -151,6 +166,17 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+
+def _mix(batch: Batch, name: str, task: ClassificationTask) -> Batch:
+    """The images of a task mixed across the parts that they are encoded in, and its targets."""
+    column: Column = ("image", task.config.inputs["image"])
+    rows, parts = batch.values[column]
+    if not len(rows):
+        return batch
+    images, targets = task.mix(torch.cat(list(parts)), rows, batch.targets[name])
+    mixed = Values(rows, images.split([len(part) for part in parts]))
+    return batch._replace(values={**batch.values, column: mixed}, targets={**batch.targets, name: targets})
 
 
 def mean_of_units(vectors: Mapping[Modality, Tensor], present: Mapping[Modality, Tensor], zero: Tensor) -> Tensor:

@@ -9,12 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmbm_core.augment import AudioAugment, ImageAugment, TextAugment
+from mmbm_core.augment.changes import changes_of
 from mmbm_core.encoders.lora import LoraConfig
 from mmbm_core.encoders.scratch import ScratchConfig
 from mmbm_core.fusion import FusionConfig
 from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.tasks import TaskConfig
 from mmbm_core.tasks.align import AlignConfig
+from mmbm_core.tasks.classification import ClassificationConfig
+
+AUGMENTS: dict[Modality, type[BaseModel]] = {"text": TextAugment, "image": ImageAugment, "audio": AudioAugment}
 
 
 class EncoderConfig(BaseModel):
@@ -82,9 +86,16 @@ class ModelSpec(BaseModel):
             raise ValueError("width is missing: several encoders need one width to meet in")
         if self.width is None and self.fusion is not None:
             raise ValueError("width is missing: a fusion works in a width of its own")
+        for modality, encoder in self.encoders.items():
+            if encoder.augment is not None and not isinstance(encoder.augment, AUGMENTS[modality]):
+                known = ", ".join(AUGMENTS[modality].model_fields)
+                raise ValueError(f"encoders.{modality}.augment is for another modality; known: {known}")
         for name, task in self.tasks.items():
+            self._check_labels(name, task)
             if isinstance(task, AlignConfig) and task.start == "canonical":
                 self._check_canonical(name, task.views["inputs"])
+            if isinstance(task, ClassificationConfig) and task.mix is not None:
+                self._check_mix(name, task.inputs["image"])
             for view in task.views.values():
                 unknown = [m for m in view if m not in self.encoders]
                 if unknown:
@@ -93,6 +104,30 @@ class ModelSpec(BaseModel):
                         f"{', '.join(self.encoders)}"
                     )
         return self
+
+    def _check_labels(self, name: str, task: Any) -> None:
+        """Refuse augmentation that a task's targets don't survive."""
+        for modality in [m for m in self.modalities if any(m in view for view in task.views.values())]:
+            augment = self.encoders[modality].augment
+            for field, aspects in changes_of(augment).items() if augment else ():
+                told = [aspect for aspect in aspects if aspect in task.depends_on]
+                if told:
+                    rest = ", ".join(aspect for aspect in task.depends_on if aspect not in told)
+                    raise ValueError(
+                        f"encoders.{modality}.augment.{field} changes {' and '.join(told)}, which the targets of task "
+                        f"{name} may tell: leave it out, or write depends_on: [{rest}] in the task if they never do"
+                    )
+
+    def _check_mix(self, name: str, column: str) -> None:
+        readers = [n for n, t in self.tasks.items() if any(("image", column) in v.items() for v in t.views.values())]
+        others = [n for n in readers if n != name]
+        if others:
+            raise ValueError(
+                f"task {name} mixes images that {', '.join(others)} reads too, whose targets are not mixed; leave "
+                "mix out"
+            )
+        if "image" in self.encoders and self.encoders["image"].training == "frozen":
+            raise ValueError(f"task {name} mixes images, which needs an encoder of images with training: full or lora")
 
     def _check_canonical(self, name: str, view: Mapping[Modality, str]) -> None:
         trained = [m for m in view if m in self.encoders and not self.encoders[m].stored]

@@ -105,7 +105,7 @@ def _rotate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _brightness(images: Tensor, strength: Tensor) -> Tensor:
-    return blend(torch.zeros(()), images, _factor(strength))
+    return blend(images.new_zeros((), dtype=torch.float32), images, _factor(strength))
 
 
 def _colour(images: Tensor, strength: Tensor) -> Tensor:

@@ -7,7 +7,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mmbm_core.augment.audio import AudioAugment
 from mmbm_core.augment.image import ImageAugment
 from mmbm_core.augment.text import TextAugment
+from mmbm_core.names import DEFAULT_MODEL
 from mmbm_core.sample import MODALITIES, Modality
+
+
+class Gate(BaseModel):
+    """Rows that are left out, with all that would be made of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    """What rows are compared by: as of `mmbm embed --model`."""
+    duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Cosine from which on the later of two rows is one too many."""
+    label: str | None = None
+    """The column of labels; rows are left out whose label the others speak against (confident learning)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Gate":
+        if self.duplicates is None and self.label is None:
+            raise ValueError("nothing would be left out: name duplicates or label")
+        return self
 
 
 class AugmentRecipe(BaseModel):
@@ -15,7 +35,8 @@ class AugmentRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    copies: Annotated[int, Field(ge=1, le=1000)] = 1
+    gate: Gate | None = None
+    copies: Annotated[int, Field(ge=0, le=1000)] = 1
     """Changed rows that are made of each row."""
     keep_source: bool = True
     """Does the row itself go into the output too?"""
@@ -27,8 +48,10 @@ class AugmentRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentRecipe":
-        if not self.changed:
-            raise ValueError("nothing would change: name image, audio, text or speak")
+        if not self.changed and self.gate is None:
+            raise ValueError("nothing would change: name image, audio, text, speak or gate")
+        if bool(self.changed) != bool(self.copies):
+            raise ValueError("copies are what changes make: give both, or copies: 0 and neither")
         if self.speak and self.audio is not None:
             raise ValueError("speak makes sounds with noise and room of their own: leave audio out")
         if self.audio is not None and (self.audio.freq_masks or self.audio.time_masks):

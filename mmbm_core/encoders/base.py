@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmbm_core.augment import AudioAugment, ImageAugment, TextAugment
+from mmbm_core.augment import AudioAugment, Draws, ImageAugment, TextAugment, augment_images
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import EXACT
@@ -85,6 +85,15 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def collate(self, modality: Modality, items: Sequence[Item]) -> Any:
         """Stack items to tensors on this encoder's device."""
+
+    def augmented(self, modality: Modality, batch: Any) -> Any:
+        """What `collate` returned as `augment` changes it, for training alone; texts are changed before `prepare`.
+
+        Seeds come from torch's global generator on the CPU, which the trainer seeds anew for every step and worker.
+        """
+        if modality == "image" and isinstance(self.augment, ImageAugment):
+            return augment_images(batch, self.augment, draws=Draws.fresh(len(batch), batch.device))
+        return batch
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:

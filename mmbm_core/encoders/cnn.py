@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmbm_core.augment.draws import Draws
-from mmbm_core.augment.image import ImageAugment, augment_images
 from mmbm_core.encoders.base import (
     ENCODER_FILE,
     Encoder,
@@ -37,8 +35,6 @@ _LEAST_PX, _MOST_PX = 32, 1024
 
 class CnnEncoder(Encoder):
     """Feature maps -> tokens (B, H x W, D); their mean -> vector (B, D).
-
-    `augment` changes the images of a batch while training.
 
     Args:
         features: uint8-derived float (B, 3, H, W) -> (B, D, h, w).
@@ -105,8 +101,6 @@ class CnnEncoder(Encoder):
         return stack(items, self.device)
 
     def forward(self, modality: Modality, batch: Tensor) -> EncoderOutput:
-        if self.training and isinstance(self.augment, ImageAugment):
-            batch = augment_images(batch, self.augment, draws=Draws.fresh(len(batch), batch.device))
         pixels = self.steps.normalise(batch, self.dtype)
         if self.kernels != EXACT or self.training:  # trains 1.7 times as fast on a CPU
             pixels = pixels.contiguous(memory_format=torch.channels_last)

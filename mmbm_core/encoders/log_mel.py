@@ -74,7 +74,7 @@ class LogMelConfig(BaseModel):
 class LogMelEncoder(Encoder):
     """Log-mel spectrogram -> residual network over time and frequency -> tokens (B, T, D); vector = their mean (B, D).
 
-    `augment` changes the sounds of a batch while training.
+    Of `augment`, the masks come in `forward` while training: they are of spectrograms.
     """
 
     modalities = ("audio",)
@@ -141,6 +141,14 @@ class LogMelEncoder(Encoder):
         samples = nn.utils.rnn.pad_sequence([torch.from_numpy(item.data) for item in items], batch_first=True)
         return Waveforms(samples.to(self.device), lengths.to(self.device))
 
+    def augmented(self, modality: Modality, batch: Waveforms) -> Waveforms:
+        if not isinstance(self.augment, AudioAugment):
+            return batch
+        rate_hz, draws = self.config.rate_hz, Draws.fresh(len(batch.samples), batch.samples.device)
+        return Waveforms(
+            *augment_waveforms(batch.samples, lengths=batch.lengths, rate_hz=rate_hz, config=self.augment, draws=draws)
+        )
+
     def forward(self, modality: Modality, batch: Waveforms) -> EncoderOutput:
         x, frames = self._spectrogram(batch)
         mask = torch.arange(x.shape[1], device=x.device) < frames[:, None]
@@ -158,21 +166,16 @@ class LogMelEncoder(Encoder):
     def _spectrogram(self, batch: Waveforms) -> tuple[Tensor, Tensor]:
         """Log-mel (B, F, C) of mean 0 and deviation 1 over each sound's frames, and the number of those (B,)."""
         samples, lengths = batch
-        augment = self.augment if self.training and isinstance(self.augment, AudioAugment) else None
         with torch.autocast(samples.device.type, enabled=False):  # a logarithm of half-precision sums is too coarse
-            if augment is not None:
-                draws = Draws.fresh(len(samples), samples.device)
-                samples, lengths = augment_waveforms(
-                    samples, lengths=lengths, rate_hz=self.config.rate_hz, config=augment, draws=draws
-                )
             spectrum = torch.stft(
                 samples, self.fft, self.hop, self.window, self.hann, pad_mode="constant", return_complex=True
             )
             power = spectrum.real.square() + spectrum.imag.square()
             frames = 1 + lengths // self.hop
             log_mel = _standardise(torch.log(power.transpose(1, 2) @ self.mels + _FLOOR), frames)
-            if augment is not None:
-                log_mel = mask_spectrogram(log_mel, frames=frames, config=augment, draws=draws)
+            if self.training and isinstance(self.augment, AudioAugment):
+                draws = Draws.fresh(len(log_mel), log_mel.device)
+                log_mel = mask_spectrogram(log_mel, frames=frames, config=self.augment, draws=draws)
             return log_mel, frames
 
 

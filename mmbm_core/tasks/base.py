@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from mmbm_core.augment.changes import ASPECTS, Aspect
 from mmbm_core.fusion.base import Fused
 from mmbm_core.sample import Modality
 
@@ -49,6 +50,9 @@ class BaseTaskConfig(BaseModel):
     """Config of a task; its subclasses have a `kind`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depends_on: tuple[Aspect, ...] = ASPECTS
+    """What of a sample the targets tell, or may tell; augmentation may not change it."""
 
     @property
     def views(self) -> dict[str, View]:

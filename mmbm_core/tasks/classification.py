@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmbm_core import metrics
+from mmbm_core.augment import MixAugment, mix_images, mix_labels
+from mmbm_core.augment.changes import Aspect
 from mmbm_core.calibration import fit_temperature
 from mmbm_core.errors import UsageError
 from mmbm_core.metrics import OUT_OF_SCOPE, UNSEEN
@@ -38,11 +40,24 @@ class ClassificationConfig(BaseTaskConfig):
     """The label of rows that belong to no class: they are refused, by their confidence."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.995
     """Share of the right answers on validation rows that refusing has to leave."""
+    depends_on: tuple[Aspect, ...] = ()
+    """What of a sample tells its class, such as the orientation of a letter; augmentation may not change it."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mix: MixAugment | None = None
+    """Mix the images of a training batch in pairs, and their classes with them; rows without a class stay."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unimodal_logits: bool = False
     """Add each present modality's own logits to the joint ones (I2M2, arXiv 2405.17613). They also have a loss of their
     own, so that no encoder learns less because another one is easier to learn from."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClassificationConfig":
+        if self.mix is not None and set(self.inputs) != {"image"}:
+            raise ValueError(
+                f"mix blends images and their classes, but inputs are {', '.join(self.inputs)}: what the others say of "
+                "a row would belong to one image of two; leave mix out, or give image alone"
+            )
+        return self
 
     @property
     def views(self) -> dict[str, View]:
@@ -108,13 +123,27 @@ class ClassificationTask(Task):
         values = [None if value is None else str(value) for value in columns[self.config.label]]
         return {"label": np.array([codes.get(value, UNSEEN) for value in values], np.int64)}
 
+    def mix(self, images: Tensor, rows: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (N, 3, H, W) of `rows` (N,) mixed in pairs, and the targets with `soft` (B, C): shares of the classes.
+
+        The seed comes from torch's global generator on the CPU.
+        """
+        assert self.config.mix is not None
+        label, seed = targets["label"], int(torch.randint(1 << 62, ()))
+        mixture = mix_images(images, self.config.mix, mixable=label[rows] >= 0, seed=seed)
+        known = label.clamp(min=0)
+        soft = nn.functional.one_hot(known, len(self.config.labels)).float()
+        soft[rows] = mix_labels(known[rows], mixture, num_classes=len(self.config.labels))
+        return mixture.images, {**targets, "soft": soft}
+
     def forward(self, views: Mapping[str, Representation], targets: Mapping[str, Tensor]) -> TaskOutput:
         view, label = views["inputs"], targets["label"]
+        target, smoothing = targets.get("soft", label.clamp(min=0)), self.config.label_smoothing
         own = {m: head(self.dropout(view.vectors[m])).float() for m, head in self.own.items()}  # type: ignore[index]
         logits = self._logits(view, own)
-        loss = _in_scope_loss(logits, label, view.present, self.config.label_smoothing)
+        loss = _in_scope_loss(logits, target, (label >= 0) & view.present, smoothing)
         for modality, each in own.items():
-            loss = loss + _in_scope_loss(each, label, self._present(view, modality), self.config.label_smoothing)
+            loss = loss + _in_scope_loss(each, target, (label >= 0) & self._present(view, modality), smoothing)
         if self.config.out_of_scope is not None:
             loss = loss + _flat_loss(logits, label == OUT_OF_SCOPE)
         return TaskOutput(loss, {"logits": logits.detach()} | {f"{_OWN}{m}": each.detach() for m, each in own.items()})
@@ -170,10 +199,10 @@ def _labelled(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.nda
     return logits[label != IGNORED], label[label != IGNORED]
 
 
-def _in_scope_loss(logits: Tensor, label: Tensor, present: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy over the rows that have a class and something to see it by."""
-    usable = (label >= 0) & present
-    losses = nn.functional.cross_entropy(logits, label.clamp(min=0), label_smoothing=smoothing, reduction="none")
+def _in_scope_loss(logits: Tensor, target: Tensor, usable: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy with classes (B,) or shares of them (B, C), over the rows that have a class and something to
+    see it by."""
+    losses = nn.functional.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
     return torch.where(usable, losses, torch.zeros_like(losses)).sum() / usable.sum().clamp(min=1)
 
 

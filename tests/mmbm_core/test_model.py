@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmbm_core.augment import AudioAugment, ImageAugment
 from mmbm_core.encoders.base import EncoderOutput
 from mmbm_core.encoders.image_cnn import ImageCnnConfig, ImageCnnEncoder
 from mmbm_core.encoders.log_mel import LogMelConfig, LogMelEncoder
@@ -15,6 +16,7 @@ from mmbm_core.encoders.segments import segment_tokens
 from mmbm_core.fusion import FUSIONS
 from mmbm_core.model import Batch, Model, Values, mean_of_units, tokens_of
 from mmbm_core.spec import EncoderConfig, ModelSpec
+from mmbm_core.tasks.base import IGNORED
 from tests.training import COLORS, color_png, pitch_wav
 
 VIEW = {"image": "image", "audio": "audio"}
@@ -56,7 +58,7 @@ def batch(model: Model, rows: list[int], *, order: tuple[str, ...] = ("image", "
         items = encoder.prepare(modality, media)
         data = [encoder.collate(modality, items)] if items else []
         values[modality, modality] = Values(torch.tensor(here, dtype=torch.int64), data)
-    targets = {"t": {"label": torch.tensor([row % 3 for row in rows])}}
+    targets = {name: {"label": torch.tensor([row % 3 for row in rows])} for name in model.tasks}
     return Batch([str(r) for r in rows], values, targets)
 
 
@@ -130,6 +132,47 @@ def test_own_logits_are_added_where_their_modality_is() -> None:
     torch.testing.assert_close(found["logits"][0], joint[0] + image[0] + audio[0])
     torch.testing.assert_close(found["logits"][1], joint[1] + image[1])
     torch.testing.assert_close(found["logits"][2], joint[2] + audio[2])
+
+
+def test_training_changes_values_and_scoring_does_not() -> None:
+    model = make()
+    made = batch(model, [0, 1, 2, 3])
+    assert model(made)["t"].loss == model(made)["t"].loss
+    plain = model(made)["t"].predictions["logits"]
+    model.encoders["image"].augment = ImageAugment(brightness=0.5)  # type: ignore[assignment]
+    model.encoders["audio"].augment = AudioAugment(shift_s=0.2)  # type: ignore[assignment]
+    assert torch.equal(model(made)["t"].predictions["logits"], plain)
+    torch.manual_seed(0)
+    changed = model.augment(made)
+    torch.manual_seed(0)
+    again = model.augment(made)
+    for column, values in changed.values.items():
+        first, other, before = (each[column].data[0] for each in (changed.values, again.values, made.values))
+        if column[0] == "audio":
+            first, other, before = first.samples, other.samples, before.samples
+            assert first.shape[1] > before.shape[1]
+        assert torch.equal(first, other) and torch.equal(values.rows, made.values[column].rows)
+        assert first.shape != before.shape or not torch.equal(first, before)
+
+
+def test_images_are_mixed_across_the_parts_that_they_are_encoded_in() -> None:
+    model = make(task={**TASK, "labels": list("abcdefgh"), "inputs": {"image": "image"}, "mix": {"mixup": 1.0}})
+    made = batch(model, [0, 1, 2, 3, 4, 0, 1, 3])
+    label = torch.tensor([IGNORED, 1, 2, 3, 4, 5, 6, 7])
+    rows, (images,) = made.values["image", "image"]
+    values = made.values | {("image", "image"): Values(rows, images.split([3, 3]))}
+    made = made._replace(values=values, targets={"t": {"label": label}})
+    torch.manual_seed(0)
+    changed = model.augment(made)
+    parts, soft = changed.values["image", "image"].data, changed.targets["t"]["soft"]
+    assert [len(part) for part in parts] == [3, 3]
+    torch.testing.assert_close(soft.sum(1), torch.ones(8))
+    assert sum(torch.count_nonzero(row) == 2 for row in soft) >= 3
+    by_label = torch.zeros(8, *images.shape[1:]).index_copy(0, label[rows].clamp(min=0), images.float())
+    wanted = torch.einsum("nc,cijk->nijk", soft[rows], by_label)
+    torch.testing.assert_close(torch.cat(list(parts)), wanted, atol=1e-3, rtol=0)
+    assert torch.equal(parts[0][0], images[0].float())  # without a class
+    assert "soft" not in made.targets["t"]
 
 
 def test_tokens_of_an_encoder() -> None:

@@ -76,7 +76,7 @@ RANDOM: dict[str, dict[str, Any]] = {
     "plain": {},
     "mean of weights": {"average": 0.9, "accumulate": 2},
     "early stop": {"patience": 1, "lr": 1e-8, "evaluations": 4},
-    "texts": {"accumulate": 2},
+    "texts and mixed images": {"accumulate": 2},
 }
 
 
@@ -88,9 +88,11 @@ def test_a_broken_run_goes_on_as_if_unbroken(
     settings = {"checkpoint_s": 1e-9, "epochs": 2, "lr": 1e-3} | RANDOM[name]
     if "patience" in settings:  # without running statistics nothing changes at such a learning rate
         given = text_recipe(**settings)
-    elif name == "texts":
-        changed = TEXT | {"augment": {"drop": 0.2, "swap": 0.2, "typos": 0.2}}
-        given = recipe({"text": changed}, {"label": TEXT_LABEL}, **settings)
+    elif name == "texts and mixed images":
+        text = TEXT | {"augment": {"drop": 0.2, "swap": 0.2, "typos": 0.2}}
+        mixed = LABEL | {"inputs": {"image": "image"}, "mix": {"mixup": 0.2, "cutmix": 1.0}}
+        image = IMAGE | {"augment": {"policy": "trivial"}}
+        given = recipe({"text": text, "image": image}, {"label": TEXT_LABEL, "color": mixed}, **settings)
     else:
         given = recipe(
             {"image": IMAGE | {"augment": {"flip": True, "crop_px": 1}}, "audio": AUDIO},

@@ -138,7 +138,7 @@ def test_a_part_of_another_program_is_refused_by_name(tmp_path: Path, content: b
     output = begin(tmp_path, "one")
     (tmp_path / "part-0.parquet").write_bytes(content)
     for look in (output.refuse_foreign, output.entries):
-        with pytest.raises(UsageError, match="holds part-0.parquet, which `mmbm embed` did not write"):
+        with pytest.raises(UsageError, match="holds part-0.parquet, which mmbm did not write"):
             look()
 
 

@@ -237,6 +237,7 @@ class Training:
         first = self.settings.weak_first
         only: tuple[Modality, ...] | None = (first.modality,) if first and self.step < self.only_until else None
         with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            batch = self.model.augment(batch) if self.model.training else batch
             encoded = self.model.encode_batch(batch, only=only)
             return self.model.heads(batch, encoded, generator=generator, only=only)
 

@@ -11,8 +11,10 @@ import ray.train
 import torch
 from ray.actor import ActorHandle
 
+from mmbm_core.augment import AudioAugment
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.base import Encoder
+from mmbm_core.encoders.log_mel import LogMelEncoder
 from mmbm_core.encoders.lora import add_lora, merge_lora
 from mmbm_core.encoders.scratch import build_scratch
 from mmbm_core.errors import RunError, UsageError
@@ -196,6 +198,8 @@ def _encoder(config: EncoderConfig, vocabulary: str | None) -> Encoder:
     encoder.requires_grad_(config.training == "full")
     if config.training == "lora":
         add_lora(encoder, config.lora)
+    if isinstance(config.augment, AudioAugment) and not isinstance(encoder, LogMelEncoder):
+        raise UsageError(f"{config.model} can't augment sounds: only log_mel does; leave augment out")
     encoder.augment = config.augment
     return encoder
 

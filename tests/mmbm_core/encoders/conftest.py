@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mmbm_core.augment import ImageAugment
 from mmbm_core.batching import BatchEncoder
 from mmbm_core.encoders.base import Encoder
 from mmbm_core.sample import Modality
@@ -99,7 +100,8 @@ def encode() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def check_encoder(encode: Callable[..., np.ndarray]) -> Callable[..., None]:
-    """A row alone is the same row in any batch and equals `reference`; fast vectors keep their direction."""
+    """A row alone is the same row in any batch and equals `reference`; images can be augmented; fast vectors keep their
+    direction."""
 
     def check(encoder: Encoder, modality: Modality, values: Sequence[Any], reference: np.ndarray) -> None:
         encoder.requires_grad_(False)
@@ -110,6 +112,8 @@ def check_encoder(encode: Callable[..., np.ndarray]) -> Callable[..., None]:
         np.testing.assert_allclose(alone, reference, atol=1e-4)
         np.testing.assert_allclose(together, alone, atol=1e-5)
         assert encoder.space_fingerprint() == encoder.space_fingerprint()
+        if modality == "image":
+            _check_augmented(encoder, encoder.collate(modality, encoder.prepare(modality, values)))  # type: ignore[arg-type]
         for kernels in encoder.fast_kernels()[:1]:
             encoder.accelerate(kernels)
         fast = encode(encoder, modality, values)
@@ -183,3 +187,12 @@ def save_model() -> Callable[..., Any]:
         return model
 
     return save
+
+
+def _check_augmented(encoder: Encoder, images: torch.Tensor) -> None:
+    encoder.augment = ImageAugment(contrast=0.5)
+    changed = encoder.augmented("image", images)
+    assert changed.shape == images.shape and not torch.allclose(changed, images.float(), atol=1)
+    assert torch.isfinite(encoder("image", changed).vector).all()
+    encoder.augment = None
+    assert encoder.augmented("image", images) is images

@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from mmbm_core.augment.image import ImageAugment
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.cnn import CnnEncoder
 from mmbm_core.errors import UsageError
@@ -122,21 +121,6 @@ def test_another_size_is_kept_when_saved(tmp_path: Path, photos: list[bytes], en
     again = build_encoder(str(tmp_path))
     assert again.space_fingerprint() == encoder.space_fingerprint()
     assert (encode(again, "image", photos[:2]) == encode(encoder, "image", photos[:2])).all()
-
-
-def test_augmentation_only_while_training() -> None:
-    encoder = build_encoder("efficientnet-lite0", size_px=32)
-    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    plain = encoder("image", images).vector
-    encoder.augment = ImageAugment(cutout_px=20)  # type: ignore[assignment]
-    assert torch.equal(encoder("image", images).vector, plain)
-    encoder.train()
-    found = []
-    for augment in (encoder.augment, None):
-        encoder.augment = augment
-        torch.manual_seed(1)
-        found.append(encoder("image", images).vector)
-    assert not torch.allclose(*found, atol=1e-3)
 
 
 def test_refusals() -> None:

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
+from mmbm_core.augment import MixAugment, mix_images
 from mmbm_core.errors import UsageError
 from mmbm_core.fusion.base import Fused
 from mmbm_core.metrics import OUT_OF_SCOPE, UNSEEN
@@ -172,3 +173,38 @@ def test_the_temperature_does_not_change_who_is_right() -> None:
     assert after["nll"] < before["nll"] and after["ece"] < before["ece"]
     probabilities = task.probabilities(torch.from_numpy(logits * 4))
     torch.testing.assert_close(probabilities, torch.softmax(torch.from_numpy(logits * 4) / task.temperature, 1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_mixed_rows_is_that_of_their_shares(smoothing: float) -> None:
+    """MixUp's loss (1710.09412): the two classes' losses, by their shares."""
+    task = make(inputs={"image": "i"}, mix={"cutmix": 1.0}, label_smoothing=smoothing).eval()
+    label = torch.tensor([0, 1, 2, IGNORED, 2, OUT_OF_SCOPE, 1, 0])
+    images, rows = torch.rand(7, 3, 8, 8) * 255, torch.tensor([0, 1, 2, 3, 4, 5, 7])
+    torch.manual_seed(3)
+    mixed, targets = task.mix(images, rows, {"label": label})
+    torch.manual_seed(3)
+    seed = int(torch.randint(1 << 62, ()))
+    known = label[rows] >= 0
+    mixture = mix_images(images, MixAugment(cutmix=1.0), mixable=known, seed=seed)
+    assert torch.equal(mixed, mixture.images) and torch.equal(mixed[~known], images[~known])
+    given = view([[False, True]] * 8)
+    output = task({"inputs": given}, targets)
+    logits, other = output.predictions["logits"], label.clone()
+    other[rows] = label[rows][mixture.partners]
+    share = torch.ones(8)
+    share[rows] = mixture.shares
+    own, partner = (
+        F.cross_entropy(logits, each.clamp(min=0), reduction="none", label_smoothing=smoothing)
+        for each in (label, other)
+    )
+    wanted = (share * own + (1 - share) * partner)[label >= 0].mean()
+    torch.testing.assert_close(output.loss.detach(), wanted)
+    assert (share < 1).any()
+
+
+def test_only_images_alone_are_mixed() -> None:
+    with pytest.raises(ValueError, match="mix blends images and their classes, but inputs are text, image"):
+        config(mix={"mixup": 0.2})
+    with pytest.raises(ValueError, match="inputs are text:"):
+        config(inputs={"text": "t"}, mix={"mixup": 0.2})
