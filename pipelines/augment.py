@@ -1,6 +1,7 @@
 """`mmbm augment`: a dataset in, the dataset with changed copies of its rows out."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, Modality
 from pipelines.books import Books
 from pipelines.common import check_apart, check_nodes_share, check_same_schema, open_output, url_policy
+from pipelines.gate import judge
 from pipelines.progress import say
 from pipelines.recipe import FOLDER, read_recipe
 from pipelines.request import RowsRequest
@@ -59,6 +61,8 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
     with open_output(request.output, kind=AUGMENT, overwrite=request.overwrite) as (output, earlier):
         check_nodes_share(inputs, output)
         spec = make_spec(request, inputs, source, resources, output)
+        if request.recipe.gate is not None:
+            spec = replace(spec, refused=judge(request.recipe.gate, request, output))
         check_same_schema(spec, earlier)
         finished = output.entries() if earlier else {}
         if request.overwrite:
@@ -103,7 +107,7 @@ def make_spec(
         source_schema=schema, encodings=encodings, kept=tuple(kept), id_column=id_column, explode=request.explode,
         urls=url_policy(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
         limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
-        changes=request.recipe, seed=request.seed,
+        changes=request.recipe, seed=request.seed, refused={},
     )  # fmt: skip
     _check_names(spec)
     return spec
@@ -116,6 +120,8 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
         UsageError: no such column, or one that a change could not be written back to.
     """
     recipe, schema = request.recipe, source.input_schema
+    if not recipe.changed:
+        return ()
     needed: list[Modality] = list(recipe.changed)
     needed += ["text"] if recipe.speak and "text" not in needed else []
     encodings = choose_encodings(schema, source.rows, given=request.columns, available=needed)

@@ -14,7 +14,7 @@ from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.augment.values import Copies, copy_images, copy_sounds, copy_texts, speak_texts
 from mmbm_core.errors import MediaError
 from mmbm_core.rows import Cell, Encoding
-from mmbm_core.sample import AUGMENTATION, ID, SOURCE_ID, Modality
+from mmbm_core.sample import AUGMENTATION, ID, MODALITIES, SOURCE_ID, Modality
 from workers.columns import column_type
 from workers.guard import Rows
 from workers.readers.base import Chunk, Unit
@@ -38,11 +38,13 @@ class AugmentSpec(UnitSpec):
 
     changes: AugmentRecipe
     seed: int
+    refused: Mapping[str, str]
+    """Ids of the rows that the recipe's gate leaves out, and why."""
 
     @property
     def recipe(self) -> str:
         """Hash of all that decides what the copies of a value are."""
-        return fingerprint([self.changes.model_dump(mode="json"), self.seed, asdict(self.limits)])
+        return fingerprint([self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)])
 
     @cached_property
     def changed(self) -> tuple["Changed", ...]:
@@ -110,10 +112,21 @@ class _AugmentationRun(UnitRun):
     spec: AugmentSpec
 
     def _add(self, chunk: Chunk) -> None:
-        for rows in self.guard(chunk, self.quarantine):
+        for rows in map(self._pass, self.guard(chunk, self.quarantine)):
             columns, errors = change_rows(self.spec, rows)
             good = self.sift(rows, errors, _modalities(rows, errors), ["augment"] * len(rows.ids))
             self.tables += self._tables(rows, columns, good)
+
+    def _pass(self, rows: Rows) -> Rows:
+        """The rows that the gate lets in; the others are quarantined."""
+        good = []
+        for row, id in enumerate(rows.ids):
+            if id in self.spec.refused:
+                self.quarantine.add(id, rows.sources[row], self.spec.refused[id], "gate")
+                self.parents_bad.add(rows.parents[row])
+            else:
+                good.append(row)
+        return rows if len(good) == len(rows.ids) else rows.take(good)
 
     def _tables(self, rows: Rows, columns: "Columns", good: list[int]) -> list[pa.Table]:
         """Each row, where it is kept, and its copies after it."""
@@ -147,7 +160,9 @@ def change_rows(spec: AugmentSpec, rows: Rows) -> tuple[Columns, list[dict[Modal
 
 
 def _modalities(rows: Rows, errors: Sequence[dict[Modality, str]]) -> list[list[Modality]]:
-    """That each row has, and can be used."""
+    """That each row has, and can be used; where nothing is changed, rows are taken as they are."""
+    if not rows.cells:
+        return [list(MODALITIES) for _ in rows.ids]
     return [[e.modality for e, column in rows.cells if column[i] and e.modality not in wrong]
             for i, wrong in enumerate(errors)]  # fmt: skip
 

@@ -41,6 +41,16 @@ class Rows:
     table: pa.Table
     cells: list[tuple[Encoding, list[Cell]]]
 
+    def take(self, places: Sequence[int]) -> "Rows":
+        """Some of the rows."""
+        return Rows(
+            ids=[self.ids[i] for i in places],
+            sources=[self.sources[i] for i in places],
+            parents=[self.parents[i] for i in places],
+            table=self.table.take(pa.array(places, pa.int64())),
+            cells=[(encoding, [cells[i] for i in places]) for encoding, cells in self.cells],
+        )
+
 
 @dataclass
 class Quarantine:

@@ -43,32 +43,31 @@ class Run:
         return {row["id"]: row for part in parts for row in pq.ParquetFile(part).read().to_pylist()}
 
 
+class EmbeddingHere:
+    """An `EmbeddingStream` in this process."""
+
+    def __init__(self, inputs: InputSet, probe: Probe, resources: Any, *, placement: str, stall_s: float, **facts: Any):
+        self.inputs, self.probe, self.facts = inputs, probe.run, facts
+
+    def __enter__(self) -> "EmbeddingHere":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
+        worker = EmbeddingWorker(spec)
+        for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():
+            yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
+
+
 @pytest.fixture
 def embed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_model: str) -> Callable[..., Run]:
     """`embed(INPUT..., key=value)`: fields of the request or its settings; every run's books must balance."""
 
-    class Here:
-        """A `Stream` in this process."""
-
-        def __init__(
-            self, inputs: InputSet, probe: Probe, resources: Any, *, placement: str, stall_s: float, **facts: Any
-        ):
-            self.inputs, self.probe, self.facts = inputs, probe.run, facts
-
-        def __enter__(self) -> "Here":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
-            worker = EmbeddingWorker(spec)
-            for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():
-                yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
-
     def run(*inputs: Path, output: str = "out", real: bool = False, **given: Any) -> Run:
         if not real:
-            monkeypatch.setattr(embed_module, "EmbeddingStream", Here)
+            monkeypatch.setattr(embed_module, "EmbeddingStream", EmbeddingHere)
         settings = {k: given.pop(k) for k in list(given) if k in EmbedSettings.model_fields}
         given = {"model": text_model, "precision": "exact"} | given
         request = EmbedRequest(

@@ -19,12 +19,14 @@ from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.media import decode_audio, decode_image
 from pipelines import augment as augment_module
+from pipelines import embed as embed_module
 from pipelines.augment import RECIPES, AugmentRequest, load_augment_recipe
 from pipelines.plan import PlanSource
 from pipelines.preview import preview
 from pipelines.recipe import known_recipes
 from pipelines.request import RowsSettings
 from pipelines.stream import checked
+from tests.pipelines.conftest import EmbeddingHere
 from tests.samples import audio_file, image_file, tone
 from workers.spec import UnitSpec
 from workers.unit import UnitWorker
@@ -77,6 +79,7 @@ def augment(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def run(recipe: dict[str, Any], source: Path, *, output: str = "out", real: bool = False, **given: Any) -> Done:
         if not real:
             monkeypatch.setattr(augment_module, "Stream", Here)
+            monkeypatch.setattr(embed_module, "EmbeddingStream", EmbeddingHere)
         done = Done(tmp_path / output, augment_module.augment(request(recipe, source, tmp_path / output, **given)))
         f = done.figures
         assert f["rows_in"] == f["rows_out"] + f["rows_quarantined"] and f["rows_written"] == done.table.num_rows
@@ -162,6 +165,27 @@ def test_bad_rows_are_quarantined_once_or_lose_a_modality(augment: Any, write: A
     assert not kept.quarantine and kept.rows["r2~1"]["image"] is None and kept.rows["r2~1"]["text"]
 
 
+def test_the_gate_leaves_out_what_is_there_already_and_what_is_labelled_wrongly(
+    augment: Any, write: Any, text_model: str
+) -> None:
+    words = {"disc": "a red disc lies left of a disc", "ring": "three green rings and a ring"}
+    rows = [{"id": f"r{n}", "text": f"{words[label]} {n}", "label": label}
+            for n in range(40) for label in [("disc", "ring")[n % 2]]]  # fmt: skip
+    rows += [{**rows[3], "id": "again"}, {"id": "wrong", "text": f"{words['disc']} 90", "label": "ring"}]
+    recipe = {"gate": {"model": text_model, "duplicates": 0.999999, "label": "label"}, "text": {"typos": 0.2}}
+    source = write("a.jsonl", rows)
+    done = augment(recipe, source)
+    assert done.quarantine["again"]["error"] == "nearly equal to r3"
+    assert done.quarantine["wrong"]["error"] == "label ring is doubtful: looks like disc"
+    assert {line["stage"] for line in done.quarantine.values()} == {"gate"}
+    assert [id for id, line in done.quarantine.items() if "doubtful" in line["error"]] == ["wrong"]
+    assert len(done.rows) == 2 * (42 - len(done.quarantine)) and "again~1" not in done.rows
+    only = augment({"gate": recipe["gate"], "copies": 0}, source, output="2")
+    assert set(only.rows) == {row["id"] for row in rows} - set(done.quarantine)
+    with pytest.raises(UsageError, match="no column 'lable' of labels"):
+        augment({"gate": {"model": text_model, "label": "lable"}, "copies": 0}, source, output="3")
+
+
 def test_a_run_goes_on_where_it_was(augment: Any, write: Any) -> None:
     source = write("a.parquet", pictures(12))
     first = augment(FLIP, source, unit_rows=4)
@@ -192,7 +216,9 @@ def test_what_can_not_be_carried_out(augment: Any, write: Any, recipe: Any, rows
 def test_wrong_recipes_are_told(tmp_path: Path) -> None:
     for content, message in {
         "copies: 2": "nothing would change",
-        "image: {flip: true}\ncopies: 0": "copies = 0",
+        "gate: {}": "nothing would be left out",
+        "gate: {duplicates: 0.9}": "copies are what changes make",
+        "image: {flip: true}\ncopies: 0": "copies are what changes make",
         "image: {flop: true}": "flop: unknown key; did you mean flip",
         "speak: true\naudio: {gain_db: 2}": "leave audio out",
     }.items():

@@ -88,7 +88,7 @@ def test_a_worker_that_can_not_start_ends_the_run(
         embed(write("a.jsonl", texts(40)), real=True)
 
 
-@pytest.mark.parametrize("where", ["per_modality", "decode_apart"])
+@pytest.mark.parametrize("where", ["per_modality", pytest.param("decode_apart", marks=pytest.mark.slow)])
 def test_placements_give_the_same_output(
     embed: Callable[..., Any], write: Callable[..., Path], text_model: str, where: str
 ) -> None:

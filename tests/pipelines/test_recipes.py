@@ -141,3 +141,42 @@ def test_a_file_that_is_no_recipe_is_refused(content: str, said: str, tmp_path: 
     (tmp_path / "recipe.yaml").write_text(content)
     with pytest.raises(UsageError, match=said):
         load_recipe(str(tmp_path / "recipe.yaml"))
+
+
+CAPTIONS = "model.tasks={caption: {kind: captioning, inputs: {image: image}, target: text}}"
+MIX = "model.tasks.class.mix={mixup: 0.2}"
+OTHER = "model.tasks.other={kind: recognition, inputs: {image: image}, label: x}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([CAPTIONS], "encoders.image.augment.flip changes orientation, which the targets of task caption may tell: "
+         "leave it out, or write depends_on: [colour, words, word order, tempo, pitch] in the task if they never do"),
+        ([CAPTIONS, "model.encoders.image.augment={policy: trivial}"], "policy changes orientation and colour, which"),
+        (["model.tasks.class.depends_on=[orientation]"], "flip changes orientation, which the targets of task class"),
+        (["model.tasks.class.depends_on=[size]"], "input should be 'orientation', 'colour', 'words', 'word order'"),
+        (["model.encoders.image.augment={speed: 0.1}"], "encoders.image.augment is for another modality; known: flip"),
+        ([MIX, "model.tasks.class.inputs={image: image, text: text}"], "but inputs are image, text: what the others"),
+        ([MIX, OTHER],
+         "task class mixes images that other reads too, whose targets are not mixed"),
+        ([MIX, "model.encoders.image={model: efficientnet-lite0}"],
+         "task class mixes images, which needs an encoder of images with training: full or lora"),
+    ],
+)  # fmt: skip
+def test_augmentation_that_labels_do_not_survive_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("cifar-recognition", settings=settings)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [CAPTIONS, "model.tasks.caption.depends_on=[colour, words]"],
+        [CAPTIONS, "model.encoders.image.augment={crop_px: 4, brightness: 0.2}"],
+        ["model.tasks.class.depends_on=[colour]", "model.tasks.class.mix={mixup: 0.2, cutmix: 1.0}"],
+    ],
+)
+def test_what_labels_survive_is_taken(settings: list[str]) -> None:
+    assert load_recipe("cifar-recognition", settings=settings).model.encoders["image"].augment is not None
