@@ -50,13 +50,13 @@ def make_model(
     return model.eval().requires_grad_(False)
 
 
-def make_talker(text_model: str) -> Model:
+def make_talker(text_model: str, *, max_tokens: int = SMALL["max_tokens"]) -> Model:
     """A model that answers dialogues about pictures (two turns of them) and translates, in random words."""
     torch.manual_seed(0)
     configs = {
         "text": {"model": text_model, "tokens": 3}, "image": {"model": IMAGE, "training": "full", "tokens": 2},
     }  # fmt: skip
-    said = {"target": "said", "decoder": {**SMALL, "dropout": 0.0}}
+    said = {"target": "said", "decoder": {**SMALL, "dropout": 0.0, "max_tokens": max_tokens}}
     tasks = {
         "answer": {"kind": "dialogue", "inputs": {"text": "turn.context", "image": "image"}, "turns": 2, **said},
         "german": {"kind": "translation", "inputs": {"text": "text"}, "beams": 3, **said},

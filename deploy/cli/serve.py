@@ -26,6 +26,10 @@ from pipelines.progress import answer, say
 
 _NAME = "mmbm"
 _TICK_S = 0.5
+_SERVE = {
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.serving.proxy:prepare",
+}
 _THROUGHPUT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(1 << 28),  # 4 MB otherwise: less than one picture
@@ -65,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     models = named_models(args.models) or {"default": DEFAULT_MODEL}
     _check_models(models)
     _check_free(args.host, args.port)
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for name, value in _SERVE.items():
+        os.environ.setdefault(name, value)
     missing = _turn_on_throughput() if args.throughput else []
     ours = connect()
     if missing and not ours:

@@ -26,6 +26,8 @@ from workers.serving.engine import ModelFacts, spaces_of
 
 INGRESS = "Ingress"
 _ANSWERS_S = 30.0
+_ENDS_S = 15.0
+"""After timeout_s, until the ingress has surely answered: killed sooner it would lose requests."""
 
 
 class IngressSettings(BaseModel):
@@ -95,7 +97,10 @@ def assemble(models: dict[str, str], settings: ServeSettings, digests: tuple[str
     """
     handles = [_deployment(name, model, settings).bind() for name, model in models.items()]
     config = IngressSettings(models=tuple(models), settings=settings, digests=digests).model_dump(mode="json")
-    return Ingress.options(user_config=config).bind(handles)  # type: ignore[attr-defined, no-any-return]
+    ingress = Ingress.options(  # type: ignore[attr-defined]
+        user_config=config, graceful_shutdown_timeout_s=settings.timeout_s + _ENDS_S
+    )
+    return ingress.bind(handles)  # type: ignore[no-any-return]
 
 
 def _deployment(name: str, model: str, settings: ServeSettings) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -46,6 +47,14 @@ class ApiError(Exception):
         if self.retry_after_s is None:
             return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         return {"Retry-After": str(max(1, round(self.retry_after_s)))}
+
+
+async def send_error(error: ApiError, send: Any) -> None:
+    """Answer with it, where there is no route to raise it: `send` is ASGI's."""
+    headers = {"content-type": "application/json", **error.headers}
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": to_json(error.body)})
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """From a request to the model that it names, and what goes wrong on the way."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ _ATTEMPTS = 2
 """A replica may die under a request; nothing that is asked of a model changes it, so another one is asked."""
 _SLACK_S = 1.0
 """A replica itself ends what takes too long; this much later the ingress does."""
+_FACTS_S = 10.0
+"""A model tells at once what it is, once it is loaded."""
 _CANARY: Row = {"text": "canary"}
 
 
@@ -58,13 +61,29 @@ class Gateway:
         return next(iter(self.handles))
 
     async def facts(self, model: str, *, fresh: bool = False) -> ModelFacts:
-        """What a model is; `fresh` asks it again."""
+        """What a model is; `fresh` asks it again.
+
+        Raises:
+            ApiError: it does not answer.
+        """
         if fresh or model not in self._facts:
             try:
-                self._facts[model] = await self.handles[model].facts.remote()
-            except (RayError, DeploymentUnavailableError) as error:
-                raise _unavailable() from error
+                async with asyncio.timeout(_FACTS_S):
+                    self._facts[model] = await self.handles[model].facts.remote()
+            except (RayError, DeploymentUnavailableError, TimeoutError) as error:
+                raise _unavailable(model) from error
         return self._facts[model]
+
+    async def each_facts(self) -> dict[str, ModelFacts]:
+        """What each model is now, of those that answer."""
+        found = {}
+
+        async def ask(model: str) -> None:
+            with contextlib.suppress(ApiError):
+                found[model] = await self.facts(model, fresh=True)
+
+        await asyncio.gather(*map(ask, self.handles))
+        return {model: found[model] for model in self.handles if model in found}
 
     async def ask(self, model: str, work: Hashable, rows: Sequence[Row], *, params: Sequence[str]) -> Answer:
         """What a model says of the rows.
@@ -75,6 +94,7 @@ class Gateway:
         Raises:
             ApiError: a row can't be used, or there is no answer.
         """
+        await self.facts(model)  # one that has not loaded yet would keep the request until its time is over
         answer = await self._attempt(model, work, rows)
         self._check(model, answer, params)
         self.metrics.work(model=model, work=type(work).__name__.lower(), items=len(rows), tokens=answer.tokens)
@@ -103,7 +123,7 @@ class Gateway:
                 self._check(model, Answer(failed="expired"), ["messages"])
             except (RayError, DeploymentUnavailableError) as error:
                 if began or attempt + 1 == _ATTEMPTS:  # what was said can't be unsaid
-                    raise _unavailable() from error
+                    raise _unavailable(model) from error
 
     async def _pieces(self, model: str, work: Write, row: Row, *, whole: bool) -> AsyncIterator[Answer]:
         timeout_s = self.settings.timeout_s
@@ -150,7 +170,7 @@ class Gateway:
         except TimeoutError:
             return Answer(failed="expired")
         except (RayError, DeploymentUnavailableError) as error:
-            raise _unavailable() from error
+            raise _unavailable(model) from error
         raise AssertionError("unreachable")
 
     async def check(self) -> None:
@@ -159,12 +179,14 @@ class Gateway:
         Raises:
             ApiError: one does not answer.
         """
-        for model in self.handles:
-            facts = await self.facts(model)
-            row: Row = _CANARY if "text" in facts.widths else {}
+
+        async def ask(model: str) -> None:
+            row: Row = _CANARY if "text" in (await self.facts(model)).widths else {}
             answer = await self._attempt(model, Embed(), [row])
             if answer.failed not in ("", "overloaded"):
-                raise _unavailable()
+                raise _unavailable(model)
+
+        await asyncio.gather(*map(ask, self.handles))
 
 
 def _failed(answer: Answer, timeout_s: float) -> ApiError:
@@ -176,5 +198,5 @@ def _failed(answer: Answer, timeout_s: float) -> ApiError:
     return ApiError(500, "the model failed", code="model_failed")
 
 
-def _unavailable() -> ApiError:
-    return ApiError(503, "the model does not answer", code="model_unavailable", retry_after_s=5.0)
+def _unavailable(model: str) -> ApiError:
+    return ApiError(503, f"the model {model} does not answer", code="model_unavailable", retry_after_s=5.0)

@@ -9,9 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic_core import to_json
-
-from deploy.serving.errors import ApiError
+from deploy.serving.errors import ApiError, send_error
 from deploy.serving.metrics import Metrics
 from deploy.serving.settings import ServeSettings
 
@@ -60,14 +58,14 @@ class Guard:
                 self._check_key(headers.get(b"authorization", b""))
             await self.app(scope, await self._body(receive), answer)
         except ApiError as error:
-            await _send(error, answer)
+            await send_error(error, answer)
         except asyncio.CancelledError:
             status = 499  # the client is gone
             raise
         except Exception:
             traceback.print_exc()
             if not status:
-                await _send(ApiError(500, f"the server failed; request {request_id}", code="internal"), answer)
+                await send_error(ApiError(500, f"the server failed; request {request_id}", code="internal"), answer)
         finally:
             self.running -= 1
             route = getattr(scope.get("route"), "path", "other")
@@ -112,10 +110,3 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.body_bytes} bytes", code="body_too_large")
-
-
-async def _send(error: ApiError, send: Any) -> None:
-    headers = {"content-type": "application/json", **error.headers}
-    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": to_json(error.body)})

@@ -27,6 +27,7 @@ class Metrics:
                 "batch_items": "Rows of all batches",
                 "batch_seconds": "Time of all batches",
                 "waiting_texts": "Texts to be generated that wait",
+                "running_texts": "Texts that are being generated",
                 "written_tokens": "Generated tokens since the start",
             }.items()
         }

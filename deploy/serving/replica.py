@@ -84,7 +84,10 @@ class _Live:
             "batch_items": counts.items, "batch_seconds": counts.busy_s,
         }  # fmt: skip
         if self.writer is not None:
-            load |= {"waiting_texts": self.writer.waiting, "written_tokens": self.writer.counts.tokens}
+            load |= {
+                "waiting_texts": self.writer.waiting, "running_texts": self.writer.running,
+                "written_tokens": self.writer.counts.tokens,
+            }  # fmt: skip
         return load
 
 

@@ -28,7 +28,7 @@ REQUESTS = (
 def make_routes(gateway: Gateway) -> FastAPI:
     """The application without its guard."""
     app = FastAPI(
-        title="MMBM", version=version("mmbm"), responses=ANSWERS, redoc_url=None,
+        title="MMBM", version=version("mmbm"), responses=ANSWERS, redoc_url=None, redirect_slashes=False,
         description="Text, images and sound as vectors and classes. Send the API key as `Authorization: Bearer KEY`.",
     )  # fmt: skip
     add_error_handlers(app)
@@ -164,10 +164,9 @@ def _classified(index: int, found: Classified, top_k: int | None) -> dict[str, A
 def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", response_model=s.ModelsAnswer)
     async def models() -> Response:
-        """What is served: modalities, spaces, tasks with their labels and the metrics of their training."""
+        """What answers now: modalities, spaces, tasks with their labels and the metrics of their training."""
         cards = []
-        for name in gateway.handles:
-            facts = await gateway.facts(name, fresh=True)
+        for name, facts in (await gateway.each_facts()).items():
             tasks = {task: asdict(each) for task, each in facts.tasks.items()}
             cards.append({
                 "id": name, "object": "model", "created": gateway.created, "owned_by": "mmbm",

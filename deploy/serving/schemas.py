@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class _Request(BaseModel):
     """Members that we do not know are passed over, as the services do whose clients these are."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
     model: str = Field("", max_length=256, description="a name of /v1/models; may be left out where there is just one")
 

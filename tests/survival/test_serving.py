@@ -1,4 +1,4 @@
-"""Serving on a cluster: another version is deployed under load, a space that changes is refused."""
+"""Serving on a cluster: another version is deployed under load, a space that changes is refused, a model is damaged."""
 
 import subprocess
 import sys
@@ -12,8 +12,9 @@ import pytest
 import requests
 import yaml
 
+from tests.bundles import make_model, save_bundle
 from tests.checkpoints import save_text_model
-from tests.deploy.serving.conftest import free_port
+from tests.server import free_port
 from tests.survival.harness import ROOT, cluster, wait_for
 
 pytestmark = pytest.mark.slow
@@ -35,14 +36,25 @@ class Deployment:
 
     def status(self) -> tuple[str, str]:
         """Of the application, and why."""
-        found = yaml.safe_load(self._serve("status"))["applications"].get("mmbm", {})
+        found = self.told()
         return found.get("status", ""), found.get("message", "")
+
+    def told(self) -> dict[str, Any]:
+        """What `serve status` says of the application."""
+        found: dict[str, Any] = yaml.safe_load(self._serve("status"))["applications"].get("mmbm", {})
+        return found
 
     def _serve(self, *command: str) -> str:
         serve = [str(Path(sys.executable).with_name("serve")), *command, "--address", self.dashboard]
         done = subprocess.run(serve, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def embed(self, model: str) -> requests.Response:
+        return requests.post(f"{self.url}/v1/embeddings", json={"model": model, "input": "a red disc"}, timeout=60)
+
+    def ready(self) -> int:
+        return requests.get(f"{self.url}/ready", timeout=60).status_code
 
     def model(self) -> dict[str, Any]:
         card: dict[str, Any] = requests.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]
@@ -62,8 +74,7 @@ def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
 
         def ask() -> None:
             while not stopping.is_set():
-                body = {"model": "m", "input": "a red disc"}
-                answers[requests.post(f"{app.url}/v1/embeddings", json=body, timeout=60).status_code] += 1
+                answers[app.embed("m").status_code] += 1
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -84,3 +95,37 @@ def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
             for thread in threads:
                 thread.join()
         assert set(answers) == {200} and answers[200] > 50, answers
+
+
+def test_a_damaged_model_leaves_the_others_answering(tmp_path: Path, text_model: str) -> None:
+    bundle = Path(save_bundle(tmp_path / "bad", make_model(text_model, modalities=("text",))))
+    weights = (bundle / "model.safetensors").read_bytes()
+    (bundle / "model.safetensors").write_bytes(weights[:1000])
+    models = {"good": text_model, "bad": str(bundle)}
+    dashboard = free_port()
+
+    def check() -> None:
+        """What clients see, and how soon."""
+        assert app.embed("good").status_code == 200
+        began = time.monotonic()
+        refused = app.embed("bad")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "model_unavailable"
+        assert "retry-after" in refused.headers and app.ready() == 503
+        assert time.monotonic() - began < 25
+        assert app.model()["id"] == "good"
+
+    with cluster(2, include_dashboard="true", dashboard_port=dashboard):
+        app = Deployment(tmp_path, dashboard)
+        app.deploy(models=models)
+        wait_for(lambda: requests.get(f"{app.url}/health", timeout=60).status_code == 200, every_s=0.5)
+        wait_for(lambda: app.embed("good").status_code == 200, every_s=0.5)
+        assert app.status()[0] == "DEPLOYING"
+        check()
+        wait_for(lambda: app.status()[0] == "DEPLOY_FAILED", every_s=1)
+        check()
+        assert "model.safetensors is damaged: copy the bundle again" in str(app.told()["deployments"]["model-bad"])
+        mended = bundle.rename(tmp_path / "mended")  # Serve does not try again what it has been told already
+        (mended / "model.safetensors").write_bytes(weights)
+        app.deploy(models={**models, "bad": str(mended)})
+        wait_for(lambda: app.ready() == 200, every_s=1)
+        assert app.embed("bad").status_code == 200

@@ -190,6 +190,7 @@ def test_a_full_disk(recipe_file: Path, colors: Path, small_disk: Path, unbroken
     assert [path.name for path in small_disk.iterdir()] == ["o"]
 
 
+@pytest.mark.slow
 def test_words_are_refused_before_anything_starts(colors: Path, tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("model: {encoders: {txt: {model: minilm}}, tasks: {}}\ntraining: {epochs: -1, batchsize: 3}\n")

@@ -39,6 +39,7 @@ def test_bad_words_are_refused_together_before_anything_starts(texts: Path, tmp_
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_what_only_the_cluster_can_tell(texts: Path, text_model: str, two_cpus: str, tmp_path: Path) -> None:
     def run(*args: object, output: str = "") -> Cli:
         env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
@@ -65,6 +66,7 @@ def test_no_cluster_where_one_is_named(texts: Path, text_model: str, tmp_path: P
     fails(run, 1, "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9: Connection refused")
 
 
+@pytest.mark.slow
 def test_a_full_disk(texts: Path, text_model: str, two_cpus: str, small_disk: Path) -> None:
     command = ["embed", texts, "--output", small_disk / "o", "--model", text_model, "--set", "unit_rows=200"]
     fails(Cli(*command, address=two_cpus), 1, "No space left on device", "to resume")

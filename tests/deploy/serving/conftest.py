@@ -1,8 +1,8 @@
 """A real Serve with small models, and what tests ask it with."""
 
+import base64
 import hashlib
 import json
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import requests
 
 from deploy.serving.settings import ServeSettings
 from tests.bundles import FUSIONS, make_model, make_talker, save_bundle
+from tests.server import free_port
 
 KEY = "a-secret-key-of-a-test"
 OTHER_KEY = "another-key-of-a-test"
@@ -62,10 +63,8 @@ class Client:
         return Reply(reply.status_code, reply.content, {k.lower(): v for k, v in reply.headers.items()})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 @pytest.fixture(scope="session")
@@ -95,4 +94,4 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         serve.shutdown()
 
 
-__all__ = ["KEY", "OTHER_KEY", "Client", "Reply", "free_port"]
+__all__ = ["KEY", "OTHER_KEY", "Client", "Reply", "b64"]

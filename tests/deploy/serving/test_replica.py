@@ -33,6 +33,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_text_model(tmp_path_factory.mktemp("other-model"), seed=1)
 
 
+@pytest.mark.slow
 def test_another_model_takes_over_while_requests_are_answered(text_model: str, other: str) -> None:
     async def test() -> None:
         replica = Replica()
