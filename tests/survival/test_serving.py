@@ -57,7 +57,7 @@ class Deployment:
         return requests.get(f"{self.url}/ready", timeout=60).status_code
 
     def model(self) -> dict[str, Any]:
-        card: dict[str, Any] = requests.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]
+        card: dict[str, Any] = requests.get(f"{self.url}/v1/models", timeout=60).json()["data"][0]
         return card
 
 
