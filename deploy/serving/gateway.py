@@ -68,7 +68,7 @@ class Gateway:
         """
         if fresh or model not in self._facts:
             try:
-                async with asyncio.timeout(_FACTS_S):
+                async with asyncio.timeout(_FACTS_S if fresh else self.settings.timeout_s):
                     self._facts[model] = await self.handles[model].facts.remote()
             except (RayError, DeploymentUnavailableError, TimeoutError) as error:
                 raise _unavailable(model) from error
@@ -181,7 +181,7 @@ class Gateway:
         """
 
         async def ask(model: str) -> None:
-            row: Row = _CANARY if "text" in (await self.facts(model)).widths else {}
+            row: Row = _CANARY if "text" in (await self.facts(model, fresh=True)).widths else {}
             answer = await self._attempt(model, Embed(), [row])
             if answer.failed not in ("", "overloaded"):
                 raise _unavailable(model)

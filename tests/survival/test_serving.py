@@ -57,8 +57,8 @@ class Deployment:
         return requests.get(f"{self.url}/ready", timeout=60).status_code
 
     def model(self) -> dict[str, Any]:
-        card: dict[str, Any] = requests.get(f"{self.url}/v1/models", timeout=60).json()["data"][0]
-        return card
+        cards: list[dict[str, Any]] = requests.get(f"{self.url}/v1/models", timeout=60).json()["data"]
+        return cards[0] if cards else {}
 
 
 def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
