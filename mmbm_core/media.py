@@ -49,6 +49,15 @@ def check_text(text: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
         raise MediaError(f"text of {size_bytes} bytes is over the limit of {limits.text_bytes}")
 
 
+def text_error(text: str, *, limits: Limits = DEFAULT_LIMITS) -> MediaError | None:
+    """What `check_text` raises, as a value."""
+    try:
+        check_text(text, limits=limits)
+    except MediaError as error:
+        return error
+    return None
+
+
 def decode_image(
     data: bytes, *, limits: Limits = DEFAULT_LIMITS, min_size_px: tuple[int, int] | None = None
 ) -> np.ndarray:

@@ -80,10 +80,17 @@ class Model(nn.Module):
         }
         self.tasks = nn.ModuleDict(built)
 
-    def forward(self, batch: Batch, *, generator: torch.Generator | None = None) -> dict[str, TaskOutput]:
-        """Outputs by task. `generator` draws the modality dropout of training."""
+    def forward(
+        self, batch: Batch, *, generator: torch.Generator | None = None, only: Collection[Modality] | None = None
+    ) -> dict[str, TaskOutput]:
+        """Outputs by task.
+
+        Args:
+            generator: draws the modality dropout of training.
+            only: modalities that are looked at; None: all.
+        """
         batch = self.augment(batch) if self.training else batch
-        return self.heads(batch, self.encode_batch(batch), generator=generator)
+        return self.heads(batch, self.encode_batch(batch, only=only), generator=generator, only=only)
 
     def augment(self, batch: Batch) -> Batch:
         """The batch that training sees: each encoder's values changed, then rows mixed where a task says so."""

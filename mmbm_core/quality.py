@@ -31,11 +31,11 @@ def find_duplicates(vectors: np.ndarray, *, least_cosine: float) -> np.ndarray:
     first = np.full(len(rows), -1, np.int64)
     block = max(1, _BLOCK_VALUES // max(1, len(rows)))
     for start in range(0, len(rows), block):
-        near = rows[start : start + block] @ rows[: start + block].T >= least_cosine
-        for at, row in zip(*(near.nonzero().T.numpy()), strict=True):  # in the order of the rows
-            here = start + at
-            if row < here and first[here] < 0 and first[row] < 0:
-                first[here] = row
+        near = (rows[start : start + block] @ rows[: start + block].T >= least_cosine).numpy()
+        for here, others in enumerate(near, start):
+            kept = np.flatnonzero(others[:here] & (first[:here] < 0))
+            if len(kept):
+                first[here] = kept[0]
     return first
 
 

@@ -125,6 +125,14 @@ def vector_array(values: np.ndarray, present: np.ndarray, *, half: bool = False)
     )
 
 
+def vector_values(column: pa.FixedSizeListArray) -> np.ndarray:
+    """fixed_size_list[D] of R rows -> (R, D); zeros where null."""
+    width = column.type.list_size
+    filled = column.fill_null([0.0] * width) if column.null_count else column
+    values: np.ndarray = filled.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    return values
+
+
 def modalities_array(modalities: Sequence[Sequence[Modality]]) -> pa.Array:
     """The `modalities` column."""
     return pa.array(modalities, pa.list_(pa.string()))

@@ -4,26 +4,32 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, Modality
-from pipelines.books import Books
-from pipelines.common import check_apart, check_nodes_share, check_same_schema, open_output, url_policy
+from pipelines.common import (
+    check_nodes_share,
+    check_same_schema,
+    open_input,
+    open_output,
+    settle_ids,
+    start_books,
+    unit_bytes,
+    urls_of,
+)
 from pipelines.gate import judge
 from pipelines.progress import say
 from pipelines.recipe import FOLDER, read_recipe
 from pipelines.request import RowsRequest
-from pipelines.sample import SourceSample, read_sample
+from pipelines.sample import SourceSample
 from pipelines.stream import Pool, Stream
 from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec
-from workers.columns import check_column, choose_encodings, kept_columns
+from workers.columns import choose_encodings, kept_columns, refuse_names
 from workers.output import AUGMENT, Output
 from workers.readers.base import UnitSize
-from workers.readers.discover import InputSet, discover
-from workers.resources import WorkerResources, plan_workers
+from workers.readers.discover import InputSet
+from workers.resources import WorkerResources, living_nodes, plan_workers
 
 RECIPES = FOLDER / "augment"
 _UNIT = UnitSize(rows=1024, size_bytes=16 << 20)
@@ -52,28 +58,18 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
         RunError: the run failed; the same command resumes it.
     """
     started = time.monotonic()
-    inputs = discover(request.inputs, format=request.format)
-    check_apart(inputs, request.output)
-    source = read_sample(inputs, types=request.settings.column_types)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    inputs, source = open_input(request)
     s = request.settings
-    resources = plan_workers(nodes, workers=s.workers, cpus=s.cpus_per_worker, device="cpu")
+    resources = plan_workers(living_nodes(), workers=s.workers, cpus=s.cpus_per_worker, device="cpu")
     with open_output(request.output, kind=AUGMENT, overwrite=request.overwrite) as (output, earlier):
         check_nodes_share(inputs, output)
         spec = make_spec(request, inputs, source, resources, output)
+        check_same_schema(spec, earlier)
         if request.recipe.gate is not None:
             spec = replace(spec, refused=judge(request.recipe.gate, request, output))
-        check_same_schema(spec, earlier)
         finished = output.entries() if earlier else {}
-        if request.overwrite:
-            output.clear()
-            output.begin()
-        books = Books(spec, AUGMENT, finished=finished, retry_errors=request.retry_errors,
-                      max_error_rate=request.max_error_rate)  # fmt: skip
-        books.open(_describe(request, spec))
-        changed = ", ".join(
-            f"{each.name} ({'spoken' if each.spoken else each.encoding.modality})" for each in spec.changed
-        )
+        books = start_books(request, spec, AUGMENT, _describe(request, spec), finished=finished)
+        changed = ", ".join(f"{each.name} ({'spoken' if each.spoken else each.modality})" for each in spec.changed)
         say(f"input: {inputs.format}; changing {changed}; carrying {', '.join(spec.kept) or 'nothing else'}")
         say(resources.describe())
         pool = Pool(resources.workers, resources.cpus, 0)
@@ -94,18 +90,12 @@ def make_spec(
     """
     schema, s = source.input_schema, request.settings
     encodings = settle_columns(request, source)
-    if request.id_column:
-        check_column(schema, request.id_column)
-    if request.explode and request.explode not in schema.names:
-        raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
-    id_column = request.id_column or (ID if ID in schema.names else None)
+    id_column = settle_ids(request, schema)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=True)
-    size_bytes = _UNIT.size_bytes
-    if source.complete:
-        size_bytes = min(size_bytes, max(4096, source.size_bytes // (4 * resources.workers)))
+    size_bytes = unit_bytes(source, resources, most=_UNIT.size_bytes)
     spec = AugmentSpec(
         source_schema=schema, encodings=encodings, kept=tuple(kept), id_column=id_column, explode=request.explode,
-        urls=url_policy(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
+        urls=urls_of(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
         limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
         changes=request.recipe, seed=request.seed, refused={},
     )  # fmt: skip
@@ -140,14 +130,10 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
 
 def _check_names(spec: AugmentSpec) -> None:
     made = [each.name for each in spec.changed]
-    columns = [each.encoding.column for each in spec.changed if not each.spoken]
-    untouched = set(spec.kept) - set(columns)
-    clashes = sorted(untouched & {ID, *PROVENANCE.names, *made} - {e.column for e in spec.encodings})
-    if clashes:
-        raise UsageError(
-            f"source columns {', '.join(clashes)} have names that the output needs; leave them out with "
-            f"--set drop_columns={','.join(clashes)}, or rename them in the source"
-        )
+    refuse_names({ID, *PROVENANCE.names, *made}, set(spec.kept) - {e.column for e in spec.encodings})
+    gate = spec.changes.gate
+    if gate is not None and gate.label is not None and gate.label not in spec.kept:
+        raise UsageError(f"no column {gate.label!r} of labels; the columns are {', '.join(spec.kept)}")
     if len(set(made)) < len(made):
         raise UsageError(f"several columns would be written as {', '.join(sorted(set(made)))}: name one of them")
 

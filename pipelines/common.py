@@ -1,24 +1,59 @@
-"""What runs over a dataset have in common: an OUTPUT of their own, and what is checked before they begin."""
+"""What runs over a dataset have in common: how INPUT and OUTPUT are opened, and what is checked before they begin."""
 
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from mmbm_core.errors import RunError, UsageError
-from mmbm_core.urls import STORES, UrlPolicy
+from mmbm_core.sample import ID
+from mmbm_core.urls import UrlPolicy
+from pipelines.books import Books
 from pipelines.progress import say
 from pipelines.request import RowsRequest
+from pipelines.sample import SourceSample, read_sample
+from workers.columns import check_column
 from workers.lock import output_lock
-from workers.output import Output
-from workers.readers.discover import InputSet
+from workers.output import Entry, Output
+from workers.readers.discover import InputSet, discover
+from workers.resources import WorkerResources
 from workers.spec import UnitSpec
 from workers.storage import open_location
 from workers.trouble import waiting_for
 
 _NODES_S = 60.0
+
+
+def open_input(request: RowsRequest) -> tuple[InputSet, SourceSample]:
+    """INPUT, and a look at its beginning.
+
+    Raises:
+        UsageError: there is none, it can't be read, or OUTPUT lies inside it.
+    """
+    inputs = discover(request.inputs, format=request.format)
+    check_apart(inputs, request.output)
+    return inputs, read_sample(inputs, types=request.settings.column_types)
+
+
+def settle_ids(request: RowsRequest, schema: pa.Schema) -> str | None:
+    """The column of ids; None where there is none.
+
+    Raises:
+        UsageError: no such column, or none to explode.
+    """
+    if request.id_column:
+        check_column(schema, request.id_column)
+    if request.explode and request.explode not in schema.names:
+        raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
+    return request.id_column or (ID if ID in schema.names else None)
+
+
+def unit_bytes(source: SourceSample, resources: WorkerResources, *, most: int) -> int:
+    """Largest unit that leaves at least four to each worker."""
+    return min(most, max(4096, source.size_bytes // (4 * resources.workers))) if source.complete else most
 
 
 @contextmanager
@@ -53,6 +88,25 @@ def open_output(uri: str, *, kind: str, overwrite: bool) -> Iterator[tuple[Outpu
         yield output, earlier
 
 
+def start_books(
+    request: RowsRequest, spec: UnitSpec, kind: str, description: dict[str, Any], *, finished: dict[str, Entry]
+) -> Books:
+    """The books of a run that is about to begin; `--overwrite` deletes what OUTPUT held.
+
+    Args:
+        description: the fixed part of `_run.json`.
+        finished: as of `Books`.
+    """
+    if request.overwrite:  # not before everything that could be wrong has been seen
+        spec.output.clear()
+        spec.output.begin()
+    books = Books(
+        spec, kind, finished=finished, retry_errors=request.retry_errors, max_error_rate=request.max_error_rate
+    )
+    books.open(description)
+    return books
+
+
 def check_same_schema(spec: UnitSpec, earlier: dict[str, Any] | None) -> None:
     """Refuse to write parts of another schema beside those of an earlier run.
 
@@ -67,15 +121,12 @@ def check_same_schema(spec: UnitSpec, earlier: dict[str, Any] | None) -> None:
         )
 
 
-def url_policy(request: RowsRequest, inputs: InputSet) -> UrlPolicy:
-    """URIs in the rows may lead below the INPUTs; anywhere else only as `--allow-scheme` says."""
+def urls_of(request: RowsRequest, inputs: InputSet) -> UrlPolicy:
+    """What may be fetched."""
     s = request.settings
-    return UrlPolicy(
-        schemes=frozenset(request.allow_schemes),
-        roots=tuple(path for storage, path in inputs.folders if storage.is_local),
-        stores=tuple(storage.uri(path) for storage, path in inputs.folders if storage.scheme in STORES),
-        max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s, allow_private_addresses=s.fetch_private,
-    )  # fmt: skip
+    return inputs.url_policy(
+        schemes=request.allow_schemes, max_bytes=s.max_media_bytes, timeout_s=s.fetch_timeout_s, private=s.fetch_private
+    )
 
 
 def check_apart(inputs: InputSet, output: str) -> None:

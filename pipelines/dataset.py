@@ -15,7 +15,6 @@ from mmbm_core.errors import UsageError
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import AUGMENTATION, ID, SOURCE_ID
-from mmbm_core.urls import STORES, UrlPolicy
 from pipelines.parallel import in_tasks
 from pipelines.progress import Progress, say
 from pipelines.recipe import DataSettings, MixedSet
@@ -167,18 +166,10 @@ def _set_spec(
         source_schema=schema, encodings=tuple(encodings), kept=tuple(sorted(kept)),
         id_column=settings.id_column or (ID if ID in schema.names else None),
         explode=TURN if turns else settings.explode, turns=turns, one_each=settings.one_each,
-        urls=_urls(settings, inputs), format=inputs.format, labels=tuple(sorted(wanted.labels & here)),
+        urls=inputs.url_policy(schemes=settings.allow_schemes, max_bytes=DEFAULT_LIMITS.media_bytes, timeout_s=30.0),
+        format=inputs.format, labels=tuple(sorted(wanted.labels & here)),
         split=SplitSpec(val_fraction=settings.val_fraction, seed=seed, group=settings.group,
                         val_groups=settings.val_groups),
-    )  # fmt: skip
-
-
-def _urls(settings: DataSettings, inputs: InputSet) -> UrlPolicy:
-    return UrlPolicy(
-        schemes=frozenset(settings.allow_schemes),
-        roots=tuple(path for storage, path in inputs.folders if storage.is_local),
-        stores=tuple(storage.uri(path) for storage, path in inputs.folders if storage.scheme in STORES),
-        max_bytes=DEFAULT_LIMITS.media_bytes, timeout_s=30.0, allow_private_addresses=False,
     )  # fmt: skip
 
 

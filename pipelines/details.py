@@ -1,6 +1,5 @@
 """What a report shows beside scores: confusion, reliability, the worst mistakes with their media, a map of vectors."""
 
-import base64
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import soundfile
-from PIL import Image
 
 from mmbm_core import metrics
 from mmbm_core.errors import MediaError
-from mmbm_core.media import DEFAULT_LIMITS, decode_audio, decode_image
+from mmbm_core.media import DEFAULT_LIMITS, decode_audio
 from mmbm_core.sample import Modality
+from pipelines.page import encode_media, thumbnail
 from workers.training.evaluation import EvaluatedSet
 from workers.training.feed import READ_CPUS, Feed, Piece
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _MISTAKES = 12
 _SAMPLES = 12
-_THUMBNAIL_PX = 192
 _CLIP_S, _CLIP_HZ = 10.0, 16_000
 
 
@@ -165,25 +163,13 @@ def _shown(modality: Modality, cell: list[Any] | None) -> Any:
     try:
         if modality == "text":
             return cell[0][:2000]
-        return _picture(cell[0]) if modality == "image" else _clip(cell[0])
+        return thumbnail(cell[0]) if modality == "image" else _clip(cell[0])
     except MediaError:
         return None
-
-
-def _picture(data: bytes) -> dict[str, str]:
-    image = Image.fromarray(decode_image(data, limits=DEFAULT_LIMITS))
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return _media("image/png", sink.getvalue())
 
 
 def _clip(data: bytes) -> dict[str, str]:
     waveform = decode_audio(data, rate_hz=_CLIP_HZ, limits=DEFAULT_LIMITS, keep_s=_CLIP_S)
     sink = io.BytesIO()
     soundfile.write(sink, waveform[: int(_CLIP_S * _CLIP_HZ)], _CLIP_HZ, format="WAV", subtype="PCM_16")
-    return _media("audio/wav", sink.getvalue())
-
-
-def _media(mime: str, data: bytes) -> dict[str, str]:
-    return {"mime": mime, "data": base64.b64encode(data).decode()}
+    return encode_media("audio/wav", sink.getvalue())

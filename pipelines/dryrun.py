@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
-from pipelines.common import check_apart
+from pipelines.common import open_input
 from pipelines.embed import EmbedRequest, cluster_workers, make_probe, settle_columns
 from pipelines.probe import run_probe
 from pipelines.progress import say
-from pipelines.sample import SourceSample, read_sample, values_per_row
+from pipelines.sample import SourceSample, values_per_row
 from workers.probe import ProbeResult
 from workers.readers.base import UnitSize
-from workers.readers.discover import InputSet, discover
+from workers.readers.discover import InputSet
 from workers.resources import WorkerResources
 
 _READ_S = 2.0
@@ -23,9 +23,7 @@ def dry_run(request: EmbedRequest) -> dict[str, Any]:
     Raises:
         UsageError: what a run would refuse, this refuses too.
     """
-    inputs = discover(request.inputs, format=request.format)
-    check_apart(inputs, request.output)
-    source = read_sample(inputs, types=request.settings.column_types)
+    inputs, source = open_input(request)
     resources = cluster_workers(request)
     probe = run_probe(make_probe(request, inputs, source, resources), resources, stall_s=request.settings.stall_s)
     encodings, _, _ = settle_columns(request, source, probe)

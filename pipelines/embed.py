@@ -5,28 +5,33 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
-from mmbm_core.sample import ID, MODALITIES, Modality
-from pipelines.books import Books
-from pipelines.common import check_apart, check_nodes_share, check_same_schema, open_output, url_policy
+from mmbm_core.sample import MODALITIES, Modality
+from pipelines.common import (
+    check_nodes_share,
+    check_same_schema,
+    open_input,
+    open_output,
+    settle_ids,
+    start_books,
+    unit_bytes,
+    urls_of,
+)
 from pipelines.progress import say
 from pipelines.request import EmbedRequest, EmbedSettings
-from pipelines.sample import SourceSample, read_sample, sample_values, values_per_row
+from pipelines.sample import SourceSample, sample_values, values_per_row
 from pipelines.stream import EmbeddingStream
-from workers.columns import check_clashes, check_column, choose_encodings, kept_columns
+from workers.columns import check_clashes, choose_encodings, kept_columns
 from workers.output import EMBED, Output
 from workers.placement import start_pools
 from workers.probe import MIN_COSINE, SAMPLE_VALUES, Probe, ProbeResult
 from workers.readers.base import UnitSize
-from workers.readers.discover import InputSet, discover
-from workers.resources import WorkerResources, plan_workers
+from workers.readers.discover import InputSet
+from workers.resources import WorkerResources, living_nodes, plan_workers
 from workers.spec import RunSpec
 
 UNIT_SECONDS = 10.0
-_NODES_S = 60.0
 _MAX_UNIT = UnitSize(rows=20_000, size_bytes=128 << 20)
 
 
@@ -41,9 +46,7 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
         RunError: the run failed; the same command resumes it.
     """
     started = time.monotonic()
-    inputs = discover(request.inputs, format=request.format)
-    check_apart(inputs, request.output)
-    source = read_sample(inputs, types=request.settings.column_types)
+    inputs, source = open_input(request)
     resources = cluster_workers(request)
     with open_output(request.output, kind=EMBED, overwrite=request.overwrite) as (output, earlier):
         return _run(request, inputs, source, resources, output, earlier, started)
@@ -51,10 +54,9 @@ def embed(request: EmbedRequest) -> dict[str, Any]:
 
 def cluster_workers(request: EmbedRequest) -> WorkerResources:
     """Workers that fit on the cluster Ray is connected to."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     s = request.settings
     return plan_workers(
-        nodes, workers=s.workers, cpus=s.cpus_per_worker, gpus=s.gpus_per_worker, device=s.device,
+        living_nodes(), workers=s.workers, cpus=s.cpus_per_worker, gpus=s.gpus_per_worker, device=s.device,
         placement=s.placement,
     )  # fmt: skip
 
@@ -73,12 +75,7 @@ def _run(
         found = stream.probe()
         spec = make_spec(request, inputs, source, resources, output, found, earlier)
         _check_same_output(spec, earlier)
-        if request.overwrite:  # not before everything that could be wrong has been seen
-            output.clear()
-            output.begin()
-        books = Books(spec, EMBED, finished=finished, retry_errors=request.retry_errors,
-                      max_error_rate=request.max_error_rate)  # fmt: skip
-        books.open(_describe(request, spec, found))
+        books = start_books(request, spec, EMBED, _describe(request, spec, found), finished=finished)
         _say_choice(inputs, spec, found, resources)
         for entry in stream.entries(spec, books):
             books.add(entry)
@@ -91,7 +88,7 @@ def make_probe(
 ) -> Probe:  # fmt: skip
     """What is to be tried where workers run: the model, on values of the sample."""
     tentative = choose_encodings(source.input_schema, source.rows, given=request.columns, available=list(MODALITIES))
-    samples = sample_values(source, tentative, urls=url_policy(request, inputs), limit=SAMPLE_VALUES)
+    samples = sample_values(source, tentative, urls=urls_of(request, inputs), limit=SAMPLE_VALUES)
     return Probe(
         model=request.model, samples=samples, precision=request.precision, options=request.options,
         device=resources.device, threads=resources.threads, limits=request.limits, budget=request.budget,
@@ -117,7 +114,7 @@ def make_spec(
         output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
         kept=tuple(kept), id_column=id_column, explode=request.explode,
         half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
-        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=url_policy(request, inputs),
+        unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=urls_of(request, inputs),
         device=resources.device, threads=resources.threads,
         pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,
                           budget=request.budget),
@@ -136,11 +133,7 @@ def settle_columns(
     encodings = choose_encodings(
         schema, source.rows, given=request.columns, available=[m for m in MODALITIES if m in probe.model.widths]
     )
-    if request.id_column:
-        check_column(schema, request.id_column)
-    if request.explode and request.explode not in schema.names:
-        raise UsageError(f"no column {request.explode!r} to explode; the columns are {', '.join(schema.names)}")
-    id_column = request.id_column or (ID if ID in schema.names else None)
+    id_column = settle_ids(request, schema)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=s.keep_media)
     check_clashes(encodings, kept)
     return encodings, kept, id_column
@@ -159,9 +152,7 @@ def _unit_size(
         return UnitSize(**earlier["unit_size"])
     seconds = probe.seconds_per_row(values_per_row(source, encodings))
     rows = request.settings.unit_rows or max(16, round(UNIT_SECONDS / max(seconds, 1e-6)))
-    size_bytes = _MAX_UNIT.size_bytes
-    if source.complete:
-        size_bytes = min(size_bytes, max(4096, source.size_bytes // (4 * resources.workers)))
+    size_bytes = unit_bytes(source, resources, most=_MAX_UNIT.size_bytes)
     return UnitSize(rows=min(rows, _MAX_UNIT.rows), size_bytes=size_bytes)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mmbm_core.augment.recipe import Gate
 from mmbm_core.errors import UsageError
 from mmbm_core.quality import find_duplicates, find_label_errors, predict_held_out
-from mmbm_core.rows import unit
+from mmbm_core.rows import unit, vector_values
 from mmbm_core.sample import ID
 from pipelines.embed import embed
 from pipelines.progress import say
@@ -28,7 +28,7 @@ def judge(gate: Gate, request: RowsRequest, output: Output) -> dict[str, str]:
     """Ids of the rows to leave out, and why. Vectors are kept in `OUTPUT/_gate`, for the next time.
 
     Raises:
-        UsageError: no such label column, or more vectors than are held in memory.
+        UsageError: more vectors than are held in memory, or too few rows of a class.
     """
     s = request.settings.model_dump(exclude_unset=True)
     folder = output.storage.uri(output.path(FOLDER))
@@ -54,9 +54,6 @@ def _read(output: Output, gate: Gate) -> pa.Table:
     for part in sorted(output.parts()):
         with output.storage.open_input(output.path(part)) as file:
             parquet = pq.ParquetFile(file)
-            names = parquet.schema_arrow.names
-            if gate.label is not None and gate.label not in names:
-                raise UsageError(f"no column {gate.label!r} of labels; the columns are {', '.join(names)}")
             wanted = [ID, *vector_columns(parquet.schema_arrow), *([gate.label] if gate.label else [])]
             tables.append(parquet.read(list(dict.fromkeys(wanted))))
         if sum(table.nbytes for table in tables) > _MOST_BYTES:
@@ -66,12 +63,8 @@ def _read(output: Output, gate: Gate) -> pa.Table:
 
 def _vectors(table: pa.Table) -> np.ndarray:
     """(N, D): the vectors of a row's columns, each of length 1, side by side; zeros where it lacks one."""
-    found = []
-    for name in vector_columns(table.schema):
-        column = table[name].combine_chunks()
-        flat = column.fill_null(pa.scalar([0.0] * column.type.list_size, column.type)).flatten()
-        found.append(unit(flat.to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32)))
-    return np.concatenate(found, axis=1)
+    columns = (table[name].combine_chunks() for name in vector_columns(table.schema))
+    return np.concatenate([unit(vector_values(column).astype(np.float32)) for column in columns], axis=1)
 
 
 def _doubtful(ids: Sequence[str], vectors: np.ndarray, labels: Sequence[object]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from mmbm_core.errors import RunError
-from workers.resources import plan_workers
+from workers.resources import living_nodes, plan_workers
 from workers.trouble import unwrap, waiting_for
 
 STALL_S = 900.0
@@ -38,7 +38,7 @@ class Crew:
     """
 
     def __init__(self, kind: Any, *args: Any, most: int) -> None:
-        resources = plan_workers([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        resources = plan_workers(living_nodes())
         placed = kind.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
         self._actors = [
             placed.remote(*args, device=resources.device, threads=resources.threads)

@@ -1,17 +1,13 @@
 """The report of `mmbm evaluate`: one HTML page that needs nothing beside it, and the same facts as JSON.
 
-Ids, labels and texts are other people's: the template escapes them, figures show them as they are (no mathtext), and of
-media only known types in valid base64 get in.
+Ids, labels and texts are other people's: figures show them as they are (no mathtext), `page` escapes them.
 """
 
-import base64
-import binascii
 import importlib.util
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +15,7 @@ import yaml
 from mmbm_core.errors import UsageError
 from mmbm_core.tasks.base import Task
 from pipelines.figures import Figure, draw_confusion, draw_curves, draw_map, draw_reliability
+from pipelines.page import render_page
 from workers.storage import Storage
 
 _HEADLINES = ("accuracy", "mean_r@10", "spearman", "response_r@1", "bleu", "chrf2", "perplexity")
@@ -45,9 +42,6 @@ _MEANINGS = {
     "distinct_": "different n-grams per generated word",
 }
 _NEUTRAL = frozenset({"gallery", "modality_gap", "distinct_1", "distinct_2"})
-_MEDIA = frozenset(
-    f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif")
-) | frozenset(f"audio/{kind}" for kind in ("wav", "mpeg", "flac", "ogg"))  # fmt: skip
 _SEED = "seed-"
 _ALONE = "only-"
 _NOTHING, _MINUS = "\u2013", "\u2212"
@@ -61,16 +55,12 @@ def write_report(evaluation: dict[str, Any], storage: Storage, folder: str) -> N
     """
     if not all(importlib.util.find_spec(package) for package in ("matplotlib", "jinja2")):
         raise UsageError("the report needs matplotlib and jinja2: run pip install 'mmbm[train]'")
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _format, "media": _media, "yaml": _yaml}
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     sections = [_section(number, name, evaluation) for number, name in enumerate(evaluation["tasks"], 1)]
-    page = template.render(evaluation=evaluation, sections=sections, curves=_curves(evaluation)).lstrip()
+    page = render_page("report.html", filters={"figure": _format, "yaml": _yaml}, evaluation=evaluation,
+                       sections=sections, curves=_curves(evaluation))  # fmt: skip
     facts = json.dumps(_strict(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    for name, text in {"report.json": facts, "report.html": page}.items():
-        storage.write_bytes(f"{folder}/{name}", text.encode("utf-8", "replace"))  # for lone surrogates
+    for name, data in {"report.json": facts.encode("utf-8", "replace"), "report.html": page}.items():
+        storage.write_bytes(f"{folder}/{name}", data)
 
 
 def _section(number: int, name: str, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -229,17 +219,6 @@ def _format(value: float | None, name: str = "") -> str:
     else:
         text = f"{value:.4f}" if abs(value) >= 0.01 else f"{value:#.3g}"
     return f"{_MINUS}{text[1:]}" if text.startswith("-") else text
-
-
-def _media(value: Any) -> dict[str, str] | None:
-    """The tag (`img` or `audio`) and URI of a picture or sound; None for what may not stand in a page."""
-    if not isinstance(value, Mapping) or value.get("mime") not in _MEDIA:
-        return None
-    try:
-        data = base64.b64encode(base64.b64decode(value["data"], validate=True)).decode()
-    except (binascii.Error, ValueError):
-        return None
-    return {"kind": value["mime"].partition("/")[0], "uri": f"data:{value['mime']};base64,{data}"}
 
 
 def _yaml(value: Any) -> str:

@@ -5,8 +5,9 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import ray.data
@@ -64,9 +65,9 @@ class Stream:
     ) -> None:  # fmt: skip
         self._stall_s = stall_s
         plan = PlanSource(inputs, run, finished=finished, retry_errors=retry_errors)
+        units = partial(_dataset, plan, worker, run, pool)
         self._entries: queue.Queue[Any] = queue.Queue()
         self._over = threading.Event()
-        units = (plan, worker, run, pool)
         threading.Thread(target=_drain, args=(units, self._entries, self._over), daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -176,12 +177,9 @@ def checked(entry: Entry) -> Entry:
     return entry
 
 
-_Units = tuple[PlanSource, type[UnitWorker], UnitSpec | ActorHandle, Pool]
-
-
-def _drain(units: _Units, entries: "queue.Queue[Any]", over: threading.Event) -> None:
+def _drain(units: Callable[[], ray.data.Dataset], entries: "queue.Queue[Any]", over: threading.Event) -> None:
     try:
-        for row in _dataset(*units).iter_rows():
+        for row in units().iter_rows():
             if over.is_set():
                 return
             entries.put(json.loads(row["entry"]))

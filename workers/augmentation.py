@@ -41,8 +41,8 @@ class AugmentSpec(UnitSpec):
     refused: Mapping[str, str]
     """Ids of the rows that the recipe's gate leaves out, and why."""
 
-    @property
-    def recipe(self) -> str:
+    @cached_property
+    def recipe(self) -> str:  # type: ignore[override]
         """Hash of all that decides what the copies of a value are."""
         return fingerprint([self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)])
 
@@ -81,9 +81,14 @@ class Changed(NamedTuple):
     spoken: bool = False
 
     @property
+    def modality(self) -> Modality:
+        """Of what stands in the column."""
+        return "audio" if self.spoken else self.encoding.modality
+
+    @property
     def field(self) -> pa.Field:
         """With the bytes of media, whatever the source had: a struct, or URIs."""
-        kind = pa.string() if self.encoding.modality == "text" and not self.spoken else pa.binary()
+        kind = pa.string() if self.modality == "text" else pa.binary()
         return pa.field(self.name, pa.list_(kind) if self.listed else kind)
 
 
@@ -143,9 +148,6 @@ class _AugmentationRun(UnitRun):
         kept = rows.table.take(pa.array([row for row, _ in at], pa.int64()))
         arrays = [pa.array(made[f.name], f.type) if f.name in made else kept[f.name] for f in self.schema]
         return [pa.table(arrays, schema=self.schema)]
-
-    def side_tables(self) -> dict[str, pa.Table]:
-        return {}
 
 
 Columns = dict[str, list[list[Any]]]

@@ -1,6 +1,6 @@
 """Which columns are text, images and sounds: what the command line says, else what names and content say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -78,8 +78,16 @@ def check_clashes(encodings: Sequence[Encoding], kept: Sequence[str]) -> None:
     Raises:
         UsageError: which ones, and the way out.
     """
-    own = {ID, MODALITIES_COLUMN, EMBEDDING, *(e.output for e in encodings)}
-    clashes = sorted(own & set(kept))
+    refuse_names({ID, MODALITIES_COLUMN, EMBEDDING, *(e.output for e in encodings)}, kept)
+
+
+def refuse_names(own: Collection[str], kept: Collection[str]) -> None:
+    """The same for any names.
+
+    Raises:
+        UsageError: which ones, and the way out.
+    """
+    clashes = sorted(set(own) & set(kept))
     if clashes:
         raise UsageError(
             f"source columns {', '.join(clashes)} have names that the output needs; leave them out with "

@@ -83,8 +83,9 @@ class _EmbeddingRun(UnitRun):
         good = self.sift(rows, embedded.errors, embedded.modalities, stages)
         # A row without one of its modalities is tried again when its source changes: its hash names no row.
         self.hashes += [bytes(16) if embedded.errors[row] else hashes[row] or bytes(16) for row in good]
-        self.cut += embedded.cut[good].tolist()
-        self.counts["values_cut"] = sum(self.cut)
+        cut = embedded.cut[good].tolist()
+        self.cut += cut
+        self.counts["values_cut"] += sum(cut)
         self.tables.append(self._table(rows, embedded, good))
 
     def _table(self, rows: Rows, embedded: Embedded, good: list[int]) -> pa.Table:

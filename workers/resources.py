@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import ray
+
 from mmbm_core.errors import UsageError
 
 PLANNER_CPUS = 0.05
@@ -29,6 +31,11 @@ class WorkerResources:
         return f"{self.workers} workers with {self.cpus:g} CPU and {self.gpus:g} GPU each on {self.device}"
 
 
+def living_nodes() -> list[dict[str, float]]:
+    """What each node of the cluster that Ray is connected to has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def plan_workers(
     nodes: list[dict[str, float]],
     *,
@@ -41,7 +48,7 @@ def plan_workers(
     """Settle what was left open and refuse what can never be scheduled.
 
     Args:
-        nodes: resources of each living node, such as {"CPU": 8, "GPU": 1}.
+        nodes: as of `living_nodes`, such as {"CPU": 8, "GPU": 1}.
         device: `auto` takes GPUs where the cluster has them.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmbm_core.rows import Embedded, Keys, content_hash
+from mmbm_core.rows import Embedded, Keys, content_hash, vector_values
 from mmbm_core.sample import MODALITIES_COLUMN
 from workers.output import Output, vector_columns
 
@@ -88,9 +88,7 @@ class Reusable:
             taken = part.table.take(pa.array(there))
             for name in embedded.vectors:
                 column = taken[name].combine_chunks()
-                width = column.type.list_size
-                flat = column.fill_null([0.0] * width).flatten() if column.null_count else column.flatten()
-                embedded.vectors[name][rows] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+                embedded.vectors[name][rows] = vector_values(column)
                 embedded.present[name][rows] = ~np.asarray(column.is_null())
             embedded.cut[rows] = part.cut[there]
             for row, modalities in zip(rows, taken[MODALITIES_COLUMN].to_pylist(), strict=True):

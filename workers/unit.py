@@ -142,9 +142,9 @@ class UnitRun(ABC):
     def _add(self, chunk: Chunk) -> None:
         """Do the rows of a chunk."""
 
-    @abstractmethod
     def side_tables(self) -> dict[str, pa.Table]:
         """What stands beside the part, by folder; the quarantine apart."""
+        return {}
 
     def commit(self, seconds: float) -> Entry:
         """Write the part and what stands beside it."""

@@ -94,7 +94,7 @@ class Gateway:
         Raises:
             ApiError: a row can't be used, or there is no answer.
         """
-        await self.facts(model)  # one that has not loaded yet would keep the request until its time is over
+        await self.facts(model)  # one that does not load is unavailable, not slow
         answer = await self._attempt(model, work, rows)
         self._check(model, answer, params)
         self.metrics.work(model=model, work=type(work).__name__.lower(), items=len(rows), tokens=answer.tokens)

@@ -17,7 +17,7 @@ from mmbm_core.augment.draws import Draws
 from mmbm_core.augment.image import ImageAugment, augment_images
 from mmbm_core.augment.text import TextAugment, augment_text
 from mmbm_core.errors import MediaError
-from mmbm_core.media import Limits, audio_rate, check_text, decode_audio, decode_image
+from mmbm_core.media import Limits, audio_rate, decode_audio, decode_image, text_error
 from mmbm_core.synth.utterance import utter
 
 _WINDOW_BYTES = 64 << 20
@@ -118,7 +118,7 @@ def _encode_sound(samples: np.ndarray, rate_hz: int) -> bytes:
 def copy_texts(values: Sequence[str], config: TextAugment, *, seeds: np.ndarray, limits: Limits) -> Copies:
     """Changed copies of texts; `seeds` and the result as of `copy_images`."""
     return [
-        _checked(text, limits) or [augment_text(text, config, seed=int(seed)) for seed in own]
+        text_error(text, limits=limits) or [augment_text(text, config, seed=int(seed)) for seed in own]
         for text, own in zip(values, seeds, strict=True)
     ]
 
@@ -130,18 +130,10 @@ def speak_texts(values: Sequence[str], *, seeds: np.ndarray, limits: Limits) -> 
         SpeechUnavailable: espeak-ng isn't installed.
     """
     return [
-        _checked(text, limits) or [_utterance(text, int(seed)) for seed in own]
+        text_error(text, limits=limits) or [_utterance(text, int(seed)) for seed in own]
         for text, own in zip(values, seeds, strict=True)
     ]
 
 
 def _utterance(text: str, seed: int) -> bytes:
     return utter(text, voices=np.random.default_rng([seed, 0]), sounds=np.random.default_rng([seed, 1])).audio
-
-
-def _checked(text: str, limits: Limits) -> MediaError | None:
-    try:
-        check_text(text, limits=limits)
-    except MediaError as error:
-        return error
-    return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmbm_core.encoders.base import Item
 from mmbm_core.errors import MediaError
-from mmbm_core.media import Limits, check_text
+from mmbm_core.media import Limits, text_error
 
 _CHARS_PER_TOKEN = 200
 """A text is first cut at this many characters per token the model takes, so that megabytes need no tokenizing."""
@@ -41,7 +41,7 @@ def prepare_texts(
     Args:
         tokenizer: a transformers tokenizer.
     """
-    prepared: list[Item | MediaError | None] = [_check(value, limits) for value in values]
+    prepared: list[Item | MediaError | None] = [text_error(value, limits=limits) for value in values]
     good = [i for i, error in enumerate(prepared) if error is None]
     most_chars = max_tokens * _CHARS_PER_TOKEN
     items = _tokenize(tokenizer, [prompt + values[i][:most_chars] for i in good], max_tokens)
@@ -88,11 +88,3 @@ def _tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> list[Item]:
     else:  # a tokenizer in Python does not tell
         cut = [len(ids) > max_tokens for ids in tokenizer(texts, **options)["input_ids"]]
     return [Item(ids, cost=len(ids), cut=c) for ids, c in zip(encoded["input_ids"], cut, strict=True)]
-
-
-def _check(value: str, limits: Limits) -> MediaError | None:
-    try:
-        check_text(value, limits=limits)
-    except MediaError as error:
-        return error
-    return None

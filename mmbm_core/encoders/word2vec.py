@@ -24,7 +24,7 @@ from mmbm_core.encoders.checkpoint import WORD2VEC_FILE
 from mmbm_core.encoders.text import pool
 from mmbm_core.encoders.tokens import TokenBatch, collate_tokens
 from mmbm_core.errors import MediaError, UsageError
-from mmbm_core.media import DEFAULT_LIMITS, Limits, check_text
+from mmbm_core.media import DEFAULT_LIMITS, Limits, text_error
 from mmbm_core.sample import Modality
 from mmbm_core.words import TOKENIZER, tokenize
 
@@ -92,9 +92,7 @@ class Word2VecEncoder(Encoder):
         return [self._prepare(value, limits) for value in values]
 
     def _prepare(self, value: str, limits: Limits) -> Item | MediaError:
-        try:
-            check_text(value, limits=limits)
-        except MediaError as error:
+        if error := text_error(value, limits=limits):
             return error
         found = [self._ids.get(word, self._ids.get(word.lower())) for word in tokenize(value)]
         known = [i for i in found if i is not None]

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,14 @@ import pytest
 from mmbm_core import urls
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.urls import UrlPolicy, fetch
+from tests.web import Handler, serving
 
 LOCAL_WEB = UrlPolicy(
     schemes=frozenset({"http"}), allow_private_addresses=True, max_bytes=1000, timeout_s=1.0, max_redirects=2
 )
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     def do_GET(self) -> None:
         name = self.path.split("?")[0].strip("/")
         if name.startswith("to"):
@@ -42,18 +42,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body if name != "host" else self.headers["Host"].encode()[:5])
 
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(_Handler) as url:
+        yield url
 
 
 def test_fetches_a_body_and_follows_redirects(web: str) -> None:

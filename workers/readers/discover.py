@@ -1,10 +1,11 @@
 """INPUT... -> the sources to read, listed lazily and in the same order every time."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import permutations, takewhile
 
 from mmbm_core.errors import UsageError
+from mmbm_core.urls import STORES, UrlPolicy
 from workers.readers import get_reader
 from workers.readers.base import Reader, Source
 from workers.readers.detect import Detected, detect, first_entries, matches
@@ -33,6 +34,20 @@ class InputSet:
     def folders(self) -> list[tuple[Storage, str]]:
         """Where the inputs lie: each INPUT that is a folder, and the folders of the others."""
         return [(place.storage, place.path) for place in self._places]
+
+    def url_policy(
+        self, *, schemes: Iterable[str], max_bytes: int, timeout_s: float, private: bool = False
+    ) -> UrlPolicy:
+        """URIs in the rows may lead below the inputs; anywhere else only by these schemes.
+
+        Args:
+            private: web servers at private addresses may be asked too.
+        """
+        return UrlPolicy(
+            schemes=frozenset(schemes), max_bytes=max_bytes, timeout_s=timeout_s, allow_private_addresses=private,
+            roots=tuple(path for storage, path in self.folders if storage.is_local),
+            stores=tuple(storage.uri(path) for storage, path in self.folders if storage.scheme in STORES),
+        )  # fmt: skip
 
     def lists(self, folder: str) -> bool:
         """Would what is written into `folder`, a URI, be listed as input?"""

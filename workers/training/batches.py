@@ -97,19 +97,19 @@ class BatchMaker:
         Args:
             seed: of the epoch, where texts are augmented: a row's change is a function of it and of the row's id.
         """
+        ids = table[ID].to_pylist()
         values, bad, cut = {}, 0, 0
         for e in self.columns.cells:
             if e.modality in self.encoders:
                 cells = table[e.output].to_pylist()
                 augment = self.encoders[e.modality].augment
                 if seed is not None and isinstance(augment, TextAugment):
-                    seeds = [sample_seed(seed, e.column, row) for row in table[ID].to_pylist()]
+                    seeds = [sample_seed(seed, e.column, row) for row in ids]
                     cells = [c and [augment_text(c[0], augment, s)] for c, s in zip(cells, seeds, strict=True)]
                 values[e.modality, e.column], wrong, long = self._cells(cells, e.modality)
                 bad, cut = bad + wrong, cut + long
         for (modality, column), name in self.columns.vectors.items():
             values[modality, column] = self._vectors(table[name].combine_chunks(), modality)
-        ids = table[ID].to_pylist()
         targets = {}
         for name, task in self.tasks.items():
             wanted = {column: column_values(table, column) for column in task.config.target_columns}  # type: ignore[union-attr]

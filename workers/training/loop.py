@@ -237,9 +237,8 @@ class Training:
         first = self.settings.weak_first
         only: tuple[Modality, ...] | None = (first.modality,) if first and self.step < self.only_until else None
         with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            batch = self.model.augment(batch) if self.model.training else batch
-            encoded = self.model.encode_batch(batch, only=only)
-            return self.model.heads(batch, encoded, generator=generator, only=only)
+            outputs: dict[str, TaskOutput] = self.model(batch, generator=generator, only=only)
+            return outputs
 
     def _slow_down(self, batch: Batch, outputs: dict[str, TaskOutput], generator: torch.Generator) -> None:
         """OGM-GE: what each modality alone says of the right class decides whose gradients shrink."""

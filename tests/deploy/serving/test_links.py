@@ -1,10 +1,8 @@
 """Media by URL: fetched from the hosts that the operator allows and nowhere else, within the limits of a body."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,11 +11,12 @@ from deploy.serving.errors import ApiError
 from deploy.serving.inputs import conversation_row, rows_of
 from deploy.serving.schemas import Message, ModalItem
 from deploy.serving.settings import ServeSettings
+from tests.web import Handler, serving
 
 asked: list[str] = []
 
 
-class _Web(BaseHTTPRequestHandler):
+class _Web(Handler):
     def do_GET(self) -> None:
         asked.append(self.path)
         if self.path == "/away":
@@ -33,18 +32,11 @@ class _Web(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(_Web) as url:
+        yield url
 
 
 def settings(**given: Any) -> ServeSettings:
