@@ -7,7 +7,7 @@ from typing import Any
 from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
-from mmbm_core.sample import ID, Modality
+from mmbm_core.sample import ID, MODALITIES, Modality
 from pipelines.common import (
     check_nodes_share,
     check_same_schema,
@@ -104,7 +104,7 @@ def make_spec(
 
 
 def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encoding, ...]:
-    """Columns that are changed, or spoken.
+    """What rows consist of: columns that are changed or spoken, and the others, which show that a row has something.
 
     Raises:
         UsageError: no such column, or one that a change could not be written back to.
@@ -114,7 +114,8 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
         return ()
     needed: list[Modality] = list(recipe.changed)
     needed += ["text"] if recipe.speak and "text" not in needed else []
-    encodings = choose_encodings(schema, source.rows, given=request.columns, available=needed)
+    encodings = choose_encodings(schema, source.rows, given=request.columns, available=list(MODALITIES))
+    encodings = tuple(e for e in encodings if e.modality in needed or not e.uri)  # what is not changed is not fetched
     found = {e.modality for e in encodings}
     lacking = [m for m in needed if m not in found and not (m == "audio" and recipe.speak)]
     if lacking:
@@ -123,14 +124,15 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
             f"with --{lacking[0]}-column, or take {lacking[0]} out of the recipe"
         )
     for encoding in encodings:
-        if encoding.column not in schema.names:
+        if encoding.modality in needed and encoding.column not in schema.names:
             raise UsageError(f"column {encoding.column} lies inside another one and can't be changed there")
     return encodings
 
 
 def _check_names(spec: AugmentSpec) -> None:
     made = [each.name for each in spec.changed]
-    refuse_names({ID, *PROVENANCE.names, *made}, set(spec.kept) - {e.column for e in spec.encodings})
+    own = {each.source.column for each in spec.changed if each.source is not None}
+    refuse_names({ID, *PROVENANCE.names, *made}, set(spec.kept) - own)
     gate = spec.changes.gate
     if gate is not None and gate.label is not None and gate.label not in spec.kept:
         raise UsageError(f"no column {gate.label!r} of labels; the columns are {', '.join(spec.kept)}")

@@ -34,7 +34,7 @@ SPOKEN = "audio"
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSpec(UnitSpec):
-    """Settings of one augment run. `encodings` are the columns that are changed, or spoken."""
+    """Settings of one augment run. `encodings` are the columns of a row's modalities, changed or not."""
 
     changes: AugmentRecipe
     seed: int
@@ -119,7 +119,8 @@ class _AugmentationRun(UnitRun):
     def _add(self, chunk: Chunk) -> None:
         for rows in map(self._pass, self.guard(chunk, self.quarantine)):
             columns, errors = change_rows(self.spec, rows)
-            good = self.sift(rows, errors, _modalities(rows, errors), ["augment"] * len(rows.ids))
+            modalities = _modalities(self.spec, rows, errors)
+            good = self.sift(rows, errors, modalities, ["augment"] * len(rows.ids))
             self.tables += self._tables(rows, columns, good)
 
     def _pass(self, rows: Rows) -> Rows:
@@ -134,10 +135,13 @@ class _AugmentationRun(UnitRun):
         return rows if len(good) == len(rows.ids) else rows.take(good)
 
     def _tables(self, rows: Rows, columns: "Columns", good: list[int]) -> list[pa.Table]:
-        """Each row, where it is kept, and its copies after it."""
+        """Each row, where it is kept, and its copies after it: where none of its cells is changed there are none."""
         changes = self.spec.changes
-        versions = range(0 if changes.keep_source else 1, 1 + changes.copies)
-        at = [(row, k) for row in good for k in versions]
+        first, last = (0 if changes.keep_source else 1), changes.copies
+        changed = [
+            any(cell is not None for c in columns.values() for cell in c[row][1:]) for row in range(len(rows.ids))
+        ]
+        at = [(row, k) for row in good for k in range(first, (last if changed[row] else 0) + 1)]
         made: dict[str, Any] = {
             ID: [rows.ids[row] if not k else f"{rows.ids[row]}~{k}" for row, k in at],
             SOURCE_ID: [rows.ids[row] for row, _ in at],
@@ -161,11 +165,16 @@ def change_rows(spec: AugmentSpec, rows: Rows) -> tuple[Columns, list[dict[Modal
     return {changed.name: _column(spec, changed, rows.ids, cells, errors) for changed in spec.changed}, errors
 
 
-def _modalities(rows: Rows, errors: Sequence[dict[Modality, str]]) -> list[list[Modality]]:
-    """That each row has, and can be used; where nothing is changed, rows are taken as they are."""
+def _modalities(spec: AugmentSpec, rows: Rows, errors: Sequence[dict[Modality, str]]) -> list[list[Modality]]:
+    """That each row has, and can be used; of a row that is not kept itself, those that its copies are made from.
+
+    Where nothing is changed, rows are taken as they are.
+    """
     if not rows.cells:
         return [list(MODALITIES) for _ in rows.ids]
-    return [[e.modality for e, column in rows.cells if column[i] and e.modality not in wrong]
+    made_from = {each.encoding for each in spec.changed}
+    cells = [(e, column) for e, column in rows.cells if spec.changes.keep_source or e in made_from]
+    return [[e.modality for e, column in cells if column[i] and e.modality not in wrong]
             for i, wrong in enumerate(errors)]  # fmt: skip
 
 

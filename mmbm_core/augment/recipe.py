@@ -39,7 +39,7 @@ class AugmentRecipe(BaseModel):
     copies: Annotated[int, Field(ge=0, le=1000)] = 1
     """Changed rows that are made of each row."""
     keep_source: bool = True
-    """Does the row itself go into the output too?"""
+    """Does the row itself go into the output too? One that has nothing to change then goes there without copies."""
     image: ImageAugment | None = None
     audio: AudioAugment | None = None
     text: TextAugment | None = None

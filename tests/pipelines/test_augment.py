@@ -186,6 +186,31 @@ def test_the_gate_leaves_out_what_is_there_already_and_what_is_labelled_wrongly(
         augment({"gate": {"model": text_model, "label": "lable"}, "copies": 0}, source, output="3")
 
 
+def test_the_gate_looks_at_columns_that_no_copy_changes_and_at_rows_that_lack_some(
+    augment: Any, write: Any, clip_model: str
+) -> None:
+    rows = [{**row, "text": f"a disc of {row['id']}"} for row in pictures(12)]
+    rows[3]["text"], rows[4]["image"] = None, None
+    rows += [{**rows[3], "id": "again"}, {**rows[5], "id": "says another thing", "text": "three green rings"}]
+    recipe = {"gate": {"model": clip_model, "duplicates": 0.9999999}, **FLIP}
+    columns = {"columns": {"text": ["text"], "image": ["image"]}}
+    done = augment(recipe, write("a.parquet", rows), **columns)
+    assert {id: line["error"] for id, line in done.quarantine.items()} == {"again": "nearly equal to r3"}
+    assert done.rows["r3~1"]["text"] is None
+
+
+def test_a_row_that_has_nothing_to_change_stays_as_it_is(augment: Any, write: Any) -> None:
+    rows = [{**row, "text": f"a disc of {row['id']}"} for row in pictures(3)]
+    rows[1]["image"] = None
+    rows.append({**rows[1], "id": "empty", "text": None})
+    source = write("a.parquet", rows)
+    done = augment(FLIP, source)
+    assert done.rows["r1"]["text"] == "a disc of r1" and "r1~1" not in done.rows and "r2~3" in done.rows
+    assert set(done.quarantine) == {"empty"} and done.figures["rows_written"] == 9
+    alone = augment({**FLIP, "keep_source": False}, source, output="2")
+    assert set(alone.quarantine) == {"r1", "empty"} and alone.figures["rows_written"] == 6
+
+
 def test_a_run_goes_on_where_it_was(augment: Any, write: Any) -> None:
     source = write("a.parquet", pictures(12))
     first = augment(FLIP, source, unit_rows=4)
