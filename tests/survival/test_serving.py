@@ -116,7 +116,7 @@ def test_a_damaged_model_leaves_the_others_answering(tmp_path: Path, text_model:
 
     with cluster(2, include_dashboard="true", dashboard_port=dashboard):
         app = Deployment(tmp_path, dashboard)
-        app.deploy(models=models)
+        app.deploy(models=models, settings={"timeout_s": 10})  # requests wait so long for a model that loads
         wait_for(lambda: requests.get(f"{app.url}/health", timeout=60).status_code == 200, every_s=0.5)
         wait_for(lambda: app.embed("good").status_code == 200, every_s=0.5)
         assert app.status()[0] == "DEPLOYING"
@@ -126,6 +126,6 @@ def test_a_damaged_model_leaves_the_others_answering(tmp_path: Path, text_model:
         assert "model.safetensors is damaged: copy the bundle again" in str(app.told()["deployments"]["model-bad"])
         mended = bundle.rename(tmp_path / "mended")  # Serve does not try again what it has been told already
         (mended / "model.safetensors").write_bytes(weights)
-        app.deploy(models={**models, "bad": str(mended)})
+        app.deploy(models={**models, "bad": str(mended)}, settings={"timeout_s": 10})
         wait_for(lambda: app.ready() == 200, every_s=1)
         assert app.embed("bad").status_code == 200
