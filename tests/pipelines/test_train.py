@@ -80,7 +80,9 @@ RANDOM: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name == "early stop" else name for name in RANDOM
+])  # fmt: skip
 def test_a_broken_run_goes_on_as_if_unbroken(
     train: Train, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
