@@ -6,11 +6,11 @@ serve run deploy.serving.app:build bundle=runs/digits allow_anonymous=true
 import asyncio
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deploy.serving.gateway import Gateway
 from deploy.serving.guard import Guard
-from deploy.serving.replica import Replica, ReplicaSettings, scale
+from deploy.serving.replica import Replica, check_space, scale
 from deploy.serving.routes import make_routes
 from deploy.serving.settings import Application, ServeSettings, key_digests
 from mmbm_core.errors import UsageError
@@ -30,36 +30,21 @@ _ENDS_S = 15.0
 """After timeout_s, until the ingress has surely answered: killed sooner it would lose requests."""
 
 
-class IngressSettings(BaseModel):
-    """What the ingress lets in, and for which models; Serve hands changed ones to replicas that run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    models: tuple[str, ...]
-    settings: ServeSettings
-    digests: tuple[str, ...]
-    """SHA-256 of each API key; none lets everybody in."""
-
-
 @serve.deployment(name=INGRESS, max_ongoing_requests=2048, ray_actor_options={"num_cpus": 0.05})
 @serve.ingress()
 class Ingress:
     """Speaks HTTP; holds no model.
 
     Args:
-        handles: of the models' deployments. (They make these a part of the application; `reconfigure` names them.)
+        handles: of the models' deployments, by the name that clients use.
+        digests: SHA-256 of each API key; () lets everybody in.
     """
 
-    def __init__(self, handles: Sequence[DeploymentHandle]) -> None:
-        self.gateway = Gateway()
-        self.guard = Guard(make_routes(self.gateway), metrics=self.gateway.metrics)
-
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve these models with these settings and keys from now on."""
-        wanted = IngressSettings.model_validate(config)
-        handles = {name: serve.get_deployment_handle(deployment_name(name)) for name in wanted.models}
-        self.gateway.configure(handles, wanted.settings)
-        self.guard.configure(wanted.settings, wanted.digests)
+    def __init__(
+        self, handles: Mapping[str, DeploymentHandle], settings: ServeSettings, digests: tuple[str, ...]
+    ) -> None:
+        gateway = Gateway(handles, settings)
+        self.guard = Guard(make_routes(gateway), settings, digests, metrics=gateway.metrics)
 
     def __serve_build_asgi_app__(self) -> Guard:
         return self.guard
@@ -95,23 +80,19 @@ def assemble(models: dict[str, str], settings: ServeSettings, digests: tuple[str
         models: what clients call each, and the model.
         digests: of the API keys; () lets everybody in.
     """
-    handles = [_deployment(name, model, settings).bind() for name, model in models.items()]
-    config = IngressSettings(models=tuple(models), settings=settings, digests=digests).model_dump(mode="json")
-    ingress = Ingress.options(  # type: ignore[attr-defined]
-        user_config=config, graceful_shutdown_timeout_s=settings.timeout_s + _ENDS_S
-    )
-    return ingress.bind(handles)  # type: ignore[no-any-return]
+    handles = {name: _deployment(name, settings).bind(model, settings) for name, model in models.items()}
+    ingress = Ingress.options(graceful_shutdown_timeout_s=settings.timeout_s + _ENDS_S)  # type: ignore[attr-defined]
+    return ingress.bind(handles, settings, digests)  # type: ignore[no-any-return]
 
 
-def _deployment(name: str, model: str, settings: ServeSettings) -> Any:
+def _deployment(name: str, settings: ServeSettings) -> Any:
     scaling = {
         "min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas, "upscale_delay_s": 5,
         "downscale_delay_s": 120, "policy": {"policy_function": scale},
     }  # fmt: skip
     many = settings.max_replicas > settings.min_replicas
     return serve.deployment(
-        Replica, name=deployment_name(name), max_ongoing_requests=4096,
-        user_config=ReplicaSettings(model=model, settings=settings).model_dump(mode="json"),
+        Replica, name=deployment_name(name), max_ongoing_requests=4096, user_config={},
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         health_check_period_s=5, graceful_shutdown_timeout_s=settings.timeout_s,
         **({"autoscaling_config": scaling} if many else {"num_replicas": settings.min_replicas}),
@@ -131,16 +112,8 @@ def check_spaces(models: Mapping[str, str], *, allowed: bool) -> None:
     """
     for name, model in {} if allowed else models.items():
         facts = _served_now(name)
-        if facts is not None and facts.model != model and _values(facts.spaces) != _values(found := spaces_of(model)):
-            raise UsageError(
-                f"{name}: {model} has another vector space ({', '.join(found.values())}) than {facts.model}, which is "
-                f"served now ({', '.join(facts.spaces.values())}): vectors that clients keep would no longer compare. "
-                "Serve it by another name, or set allow_new_space: true"
-            )
-
-
-def _values(spaces: Mapping[str, str]) -> list[str]:
-    return sorted(spaces.values())
+        if facts is not None and facts.model != model:
+            check_space(model, spaces_of(model), served=facts.model, spaces_served=facts.spaces)
 
 
 async def _facts(name: str, app: str) -> ModelFacts:

@@ -28,22 +28,16 @@ _CANARY: Row = {"text": "canary"}
 
 
 class Gateway:
-    """The models that are served; none until `configure`."""
+    """The models that are served.
 
-    def __init__(self) -> None:
-        self.handles: dict[str, Any] = {}
-        self.settings, self.metrics = ServeSettings(), Metrics()
+    Args:
+        handles: of their deployments, by the name that clients use.
+    """
+
+    def __init__(self, handles: Mapping[str, Any], settings: ServeSettings) -> None:
+        self.handles, self.settings, self.metrics = dict(handles), settings, Metrics()
         self.created = int(time.time())
         self._facts: dict[str, ModelFacts] = {}
-
-    def configure(self, handles: Mapping[str, Any], settings: ServeSettings) -> None:
-        """Serve these models by these settings from now on.
-
-        Args:
-            handles: of their deployments, by the name that clients use.
-        """
-        self.handles, self.settings = dict(handles), settings
-        self._facts = {name: facts for name, facts in self._facts.items() if name in self.handles}
 
     def resolve(self, model: str) -> str:
         """The name of the model that a request wants.

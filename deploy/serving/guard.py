@@ -20,21 +20,20 @@ _DRAINED = 8
 
 
 class Guard:
-    """ASGI middleware; lets nobody in until `configure`."""
+    """ASGI middleware.
 
-    def __init__(self, app: Any, *, metrics: Metrics) -> None:
+    Args:
+        digests: SHA-256 of each key; () lets everybody in.
+    """
+
+    def __init__(self, app: Any, settings: ServeSettings, digests: Sequence[str], *, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
-        self.digests: list[bytes] | None = None
-        self.body_bytes, self.body_s = 0, 0.0
+        self.digests = [digest.encode() for digest in digests]
+        self.body_bytes, self.body_s = settings.body_bytes, settings.timeout_s
         self.draining = False
         """True refuses every new request."""
         self.running = 0
         """Requests that have no answer yet."""
-
-    def configure(self, settings: ServeSettings, digests: Sequence[str]) -> None:
-        """Limits, and the SHA-256 of each key; () lets everybody in."""
-        self.digests = [digest.encode() for digest in digests]
-        self.body_bytes, self.body_s = settings.body_bytes, settings.timeout_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -72,8 +71,6 @@ class Guard:
             self.metrics.request(route=route, status=status, seconds=time.monotonic() - began)
 
     def _check_key(self, authorization: bytes) -> None:
-        if self.digests is None:
-            raise ApiError(503, "the server is starting", code="starting", retry_after_s=1.0)
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(key.strip()).hexdigest().encode()
         known = [hmac.compare_digest(given, digest) for digest in self.digests]  # all of them, whatever the first says

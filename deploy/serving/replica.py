@@ -5,7 +5,7 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from ray.serve.config import AutoscalingContext
 
 from deploy.serving.settings import ServeSettings
-from mmbm_core.errors import MediaError
+from mmbm_core.errors import MediaError, UsageError
 from workers.serving.batcher import Batcher, Expired, Overloaded
-from workers.serving.engine import Embed, Engine, ModelFacts, Prepared
+from workers.serving.engine import Embed, Engine, ModelFacts, Prepared, spaces_of
 from workers.serving.writer import Piece, Write, Writer
 
 _HUNG = 20
@@ -42,23 +42,23 @@ class Answer:
     load: dict[str, float] = field(default_factory=dict)
 
 
-class ReplicaSettings(BaseModel):
-    """What a replica serves; Serve hands a changed one to replicas that run."""
+class Version(BaseModel):
+    """The `user_config` of a model's deployment: what a running replica can be told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
-    settings: ServeSettings
+    model: str = ""
+    """Instead of the one that the application's arguments name."""
+    allow_new_space: bool = False
+    """May its vectors be others than that one's?"""
 
 
 class _Live:
     """A loaded model with its batches. Those of an old one are finished while a new one takes over."""
 
-    def __init__(self, wanted: ReplicaSettings) -> None:
-        settings = wanted.settings
-        self.wanted = wanted
+    def __init__(self, model: str, settings: ServeSettings) -> None:
         self.engine = Engine(
-            wanted.model, device=settings.device, threads=settings.threads or max(1, int(settings.cpus_per_replica)),
+            model, device=settings.device, threads=settings.threads or max(1, int(settings.cpus_per_replica)),
             precision=settings.precision, limits=settings.limits,
         )  # fmt: skip
         self.batcher = Batcher(
@@ -68,6 +68,13 @@ class _Live:
         self.writer = Writer(
             self.engine.predictor, thread=self.batcher.thread, rows=settings.chat_rows, queue=settings.chat_queue
         ) if self.engine.predictor is not None else None  # fmt: skip
+
+    def try_out(self) -> None:
+        """Raises where it can't answer something small."""
+        for row in self.engine.canary():
+            found = self.engine.run(Embed(), [row.row])[0]
+            if isinstance(found, Exception):
+                raise found
 
     def close(self) -> None:
         """Go once what was asked is answered."""
@@ -92,43 +99,68 @@ class _Live:
 
 
 class Replica:
-    """Loads a model and answers for it; becomes a Serve deployment in `app`."""
+    """Loads a model and answers for it; becomes a Serve deployment in `app`.
 
-    _live: _Live
+    Args:
+        model: what it serves until `reconfigure` names another one.
+    """
 
-    def __init__(self) -> None:
+    _live: _Live | None = None
+
+    def __init__(self, model: str, settings: ServeSettings) -> None:
+        self.model, self.settings = model, settings
         self.name = uuid.uuid4().hex[:8]
         self.update_error = ""
         """Why the model that was asked for last is not the one that answers."""
         self._prepare = ThreadPoolExecutor(2, "prepare")
+        self._spaces: dict[str, str] = {}
+        """Of `model`, once they are known."""
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Load a model beside the one that answers, try it, and let it take over.
+        """Load a model beside the one that answers, try it, and let it take over; `config` as `Version` has it.
 
-        One that can't be loaded or does not work changes nothing, where another one answers.
+        One that can't be loaded, does not work or has another space changes nothing, where another one answers.
         """
-        wanted = ReplicaSettings.model_validate(config)
-        if hasattr(self, "_live") and self._live.wanted == wanted:
-            return
         try:
-            live = await asyncio.get_running_loop().run_in_executor(None, _load, wanted)
+            version = Version.model_validate(config)
+            if self._live is None or self._live.engine.facts.model != (version.model or self.model):
+                live = await asyncio.get_running_loop().run_in_executor(None, self._load, version)
+                before, self._live = self._live, live
+                if before is not None:
+                    before.close()
+            self.update_error = ""
         except Exception as error:
-            if not hasattr(self, "_live"):
+            if self._live is None:
                 raise
             traceback.print_exception(error)
             self.update_error = f"{type(error).__name__}: the model that was deployed last can't be used; see the log"
-            return
-        if hasattr(self, "_live"):
-            self._live.close()
-        self._live, self.update_error = live, ""
+
+    def _load(self, version: Version) -> _Live:
+        """Loaded, and tried on something small.
+
+        Raises:
+            UsageError: its vectors do not compare with those of `model`.
+        """
+        live = _Live(version.model or self.model, self.settings)
+        try:
+            live.try_out()
+            if version.model in ("", self.model):
+                self._spaces = dict(live.engine.facts.spaces)
+            elif not version.allow_new_space:
+                self._spaces = self._spaces or spaces_of(self.model)
+                check_space(version.model, live.engine.facts.spaces, served=self.model, spaces_served=self._spaces)
+        except Exception:
+            live.close()
+            raise
+        return live
 
     async def facts(self) -> ModelFacts:
         """What the model is."""
-        return replace(self._live.engine.facts, update_error=self.update_error)
+        return replace(self._loaded.engine.facts, update_error=self.update_error)
 
     async def ask(self, work: Hashable, rows: Sequence[Any], timeout_s: float) -> Answer:
         """Do some work for some rows."""
-        live = self._live
+        live = self._loaded
         deadline = time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._prepare, live.engine.prepare, rows)
@@ -150,7 +182,7 @@ class Replica:
 
     async def write(self, work: Write, row: Any, timeout_s: float, *, whole: bool) -> AsyncIterator[Answer]:
         """A text, piece by piece; `whole` gives it at once when it is over."""
-        live = self._live
+        live = self._loaded
         deadline = time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
         [prepared] = await loop.run_in_executor(self._prepare, live.engine.prepare, [row])
@@ -173,18 +205,23 @@ class Replica:
             traceback.print_exception(error)
             yield self._answer(live, failed="failed")
 
+    @property
+    def _loaded(self) -> _Live:
+        assert self._live is not None, "Serve reconfigures a replica before it asks"
+        return self._live
+
     def _answer(self, live: _Live, **given: Any) -> Answer:
         return Answer(replica=self.name, load=live.load, version=live.engine.facts.version, **given)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Batches that wait or run, for `scale`."""
-        live = self._live
-        texts = (live.writer.waiting + live.writer.running) / live.wanted.settings.chat_rows if live.writer else 0.0
+        live = self._loaded
+        texts = (live.writer.waiting + live.writer.running) / self.settings.chat_rows if live.writer else 0.0
         return {LOAD: live.load["queued_cost"] + (live.batcher.started is not None) + texts}
 
     def check_health(self) -> None:
         """Raises where a batch runs for so long that the model must hang: Serve then replaces the replica."""
-        live = self._live
+        live = self._loaded
         mean_s = live.batcher.counts.busy_s / max(1, live.batcher.counts.batches)
         began = [live.batcher.started, live.writer.started if live.writer is not None else None]
         running_s = max((time.monotonic() - each for each in began if each is not None), default=0.0)
@@ -192,14 +229,21 @@ class Replica:
             raise RuntimeError(f"a batch has run for {running_s:.0f} s")
 
 
-def _load(wanted: ReplicaSettings) -> _Live:
-    """Loaded, and tried on something small."""
-    live = _Live(wanted)
-    for row in live.engine.canary():
-        found = live.engine.run(Embed(), [row.row])[0]
-        if isinstance(found, Exception):
-            raise found
-    return live
+def check_space(model: str, spaces: Mapping[str, str], *, served: str, spaces_served: Mapping[str, str]) -> None:
+    """Vectors that clients keep are comparable within one space only.
+
+    Args:
+        spaces: the fingerprint of each encoder.
+
+    Raises:
+        UsageError: `model` has other spaces than the one that is served.
+    """
+    if sorted(spaces.values()) != sorted(spaces_served.values()):
+        raise UsageError(
+            f"{model} has another vector space ({', '.join(spaces.values())}) than {served}, which is served "
+            f"({', '.join(spaces_served.values())}): vectors that clients keep would no longer compare. Serve it by "
+            "another name, or set allow_new_space: true"
+        )
 
 
 def scale(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:

@@ -99,3 +99,31 @@ def small_clip(folder: Path, *, seed: int = 0) -> str:
         pad_token="<|endoftext|>", model_max_length=77,
     ).save_pretrained(folder)  # fmt: skip
     return str(folder)
+
+
+def talker(folder: Path, *, seed: int = 0) -> str:
+    """A bundle that answers dialogues as large as the recipe xdailydialog-dialogue's, with a decoder that is random."""
+    import torch
+
+    from mmbm_core.bpe import train_bpe
+    from mmbm_core.encoders import build_encoder
+    from mmbm_core.model import Model
+    from mmbm_core.saved import save_model
+    from mmbm_core.spec import ModelSpec
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    made_up = ["".join(rng.choice(list("aeioubdfgklmnprst"), rng.integers(2, 9))) for _ in range(4000)]
+    bpe = train_bpe([" ".join(rng.choice(made_up, 12)) for _ in range(4000)], vocab_size=4000)
+    decoder = {"layers": 2, "heads": 6, "feed_forward": 4, "vocab_size": 4000, "max_tokens": 48}
+    task = {
+        "kind": "dialogue", "inputs": {"text": "turn.context"}, "target": "said", "turns": 3, "decoder": decoder,
+    }  # fmt: skip
+    encoders = {"text": {"model": "minilm", "tokens": "all"}}
+    spec = ModelSpec.model_validate({"encoders": encoders, "tasks": {"answer": task}})
+    minilm = build_encoder("minilm")
+    assets = {"answer": {"tokenizer.json": bpe.encode()}}
+    model = Model(spec, widths={"text": minilm.width}, encoders={"text": minilm}, assets=assets)
+    folder.mkdir(parents=True)
+    save_model(model.eval(), folder, facts={"metrics": {}})
+    return str(folder)

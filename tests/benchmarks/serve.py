@@ -6,12 +6,13 @@
 All serve the same MiniLM and the same small CLIP with one thread, one server after the other, in turns; outputs are
 compared. Float32, but for the two that say otherwise. Closed loop: each client asks one request after the other. Open
 loop (`mmbm serve --throughput` alone): requests come at random times at a share of what the closed loop reached, and
-latency counts from when they were to come.
+latency counts from when they were to come. Chat: streams of generated text, one alone and eight together.
 """
 
 import argparse
 import asyncio
 import base64
+import json
 import os
 import random
 import signal
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
-from data import jpegs, small_clip
+from data import jpegs, small_clip, talker
 
 KEY = "key-of-a-benchmark"
 BARE = "bare server"
@@ -154,10 +155,35 @@ async def vectors(url: str, *, pictures: bool) -> np.ndarray:
     return np.array(found)
 
 
-def commands(infinity: str | None, clip: str) -> dict[str, Callable[[int], list[str]]]:
+async def chat(url: str, *, streams: int, answers: int) -> tuple[float, list[float]]:
+    """Tokens/s of so many streams at once, each one answer after the other, and seconds until each said something."""
+    first_s, tokens = [], 0
+    message = {"role": "user", "content": "where is the red disc?"}
+    body = {"model": "talker", "messages": [message], "stream": True, "stream_options": {"include_usage": True}}
+
+    async def stream(session: aiohttp.ClientSession) -> None:
+        nonlocal tokens
+        for _ in range(answers):
+            began, silent = time.monotonic(), True
+            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                async for line in reply.content:
+                    event = json.loads(line[6:]) if line.startswith(b"data: {") else {"choices": []}
+                    if silent and any(choice["delta"].get("content") for choice in event["choices"]):
+                        first_s.append(time.monotonic() - began)
+                        silent = False
+                    tokens += (event.get("usage") or {}).get("completion_tokens", 0)
+
+    async with _session() as session:
+        began = time.monotonic()
+        await asyncio.gather(*(stream(session) for _ in range(streams)))
+        return tokens / (time.monotonic() - began), sorted(first_s)
+
+
+def commands(infinity: str | None, clip: str, chat_model: str) -> dict[str, Callable[[int], list[str]]]:
     """How each is started at a port."""
     models = ["minilm", f"clip={clip}"]
-    mmbm = [str(Path(sys.executable).with_name("mmbm")), "serve", *models, "--set", "threads=1", "--port"]
+    mmbm = [str(Path(sys.executable).with_name("mmbm")), "serve", *models, f"talker={chat_model}", "--set", "threads=1"]
+    mmbm += ["--port"]
     bare = [sys.executable, str(Path(__file__).with_name("bare_server.py"))]
     found: dict[str, Callable[[int], list[str]]] = {
         "mmbm serve": lambda port: [*mmbm, str(port)],
@@ -191,9 +217,10 @@ def main() -> None:
     speeds: dict[str, dict[str, list[float]]] = {}
     outputs: dict[str, np.ndarray] = {}
     told = []
-    clip = small_clip(Path(tempfile.mkdtemp(prefix="mm-")) / "clip")
+    folder = Path(tempfile.mkdtemp(prefix="mm-"))
+    clip, chat_model = small_clip(folder / "clip"), talker(folder / "talker")
     for round_number in range(args.rounds):
-        for name, command in commands(args.infinity, clip).items():
+        for name, command in commands(args.infinity, clip, chat_model).items():
             port = free_port()
             with server(command(port), port) as url:
                 outputs[name] = asyncio.run(vectors(url, pictures=len(cases(name)) == len(BODIES)))
@@ -204,7 +231,7 @@ def main() -> None:
                         f"round {round_number + 1}: {name}, {case}: {rate:.1f} requests/s", file=sys.stderr, flush=True
                     )
                 if name == "mmbm serve --throughput" and round_number + 1 == args.rounds:
-                    told = list(_under_load(url, speeds[name]["1 text, 32 clients"][-1]))
+                    told = [*_under_load(url, speeds[name]["1 text, 32 clients"][-1]), *_chats(url)]
     bare = outputs[BARE]
     print(f"| | {' | '.join(BODIES)} | largest difference of a vector |\n| --- |{' --- |' * (len(BODIES) + 1)}")
     for name, found in speeds.items():
@@ -217,7 +244,7 @@ def main() -> None:
 
 def _under_load(url: str, capacity: float) -> Iterator[str]:
     body = BODIES["1 text, 32 clients"][1]
-    for share in (0.5, 1.5):
+    for share in (0.5, 1.5, 3.0):
         replies, took = asyncio.run(open_loop(url, body, rate=share * capacity, seconds=OVERLOAD_S))
         good = sorted(reply.seconds for reply in replies if reply.status == 200)
         refused = sorted(reply.seconds for reply in replies if reply.status == 429)
@@ -226,6 +253,17 @@ def _under_load(url: str, capacity: float) -> Iterator[str]:
         line += f"p50 {1000 * good[len(good) // 2]:.0f} ms, p99 {1000 * good[int(0.99 * len(good))]:.0f} ms; "
         worst = f", p99 {1000 * refused[int(0.99 * len(refused))]:.0f} ms" if refused else ""
         yield line + f"refused {len(refused)}{worst}; other answers {others}"
+
+
+def _chats(url: str) -> Iterator[str]:
+    asyncio.run(chat(url, streams=8, answers=2))  # a warm-up
+    alone, _ = asyncio.run(chat(url, streams=1, answers=8))
+    for streams in (8, 32):
+        speed, first_s = asyncio.run(chat(url, streams=streams, answers=8))
+        yield (
+            f"chat, {streams} streams: {speed / alone:.1f} times the tokens/s of one; first words after "
+            f"p50 {1000 * first_s[len(first_s) // 2]:.0f} ms, p99 {1000 * first_s[int(0.99 * len(first_s))]:.0f} ms"
+        )
 
 
 if __name__ == "__main__":

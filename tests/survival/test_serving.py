@@ -1,10 +1,12 @@
 """Serving on a cluster: another version is deployed under load, a space that changes is refused, a model is damaged."""
 
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ class Deployment:
         self.file, self.dashboard, self.port = folder / "serve.yaml", f"http://127.0.0.1:{dashboard}", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def deploy(self, **args: Any) -> None:
+    def deploy(self, versions: Mapping[str, dict[str, Any]] | None = None, **args: Any) -> None:
+        """Models by `args`, and what running ones are told."""
+        overrides = [{"name": f"model-{name}", "user_config": version} for name, version in (versions or {}).items()]
         app = {"name": "mmbm", "route_prefix": "/", "import_path": "deploy.serving.app:build",
-               "args": {"allow_anonymous": True, **args}}  # fmt: skip
+               "args": {"allow_anonymous": True, **args}, "deployments": overrides}  # fmt: skip
         http = {"host": "127.0.0.1", "port": self.port}
         self.file.write_text(yaml.safe_dump({"http_options": http, "applications": [app]}))
         self._serve("deploy", str(self.file))
@@ -61,7 +65,55 @@ class Deployment:
         return cards[0] if cards else {}
 
 
-def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
+@contextmanager
+def load(app: Deployment) -> Iterator[list[tuple[int, float]]]:
+    """Four clients without a pause; the status and seconds of each answer."""
+    answers: list[tuple[int, float]] = []
+    stopping = threading.Event()
+
+    def ask() -> None:
+        while not stopping.is_set():
+            began = time.monotonic()
+            answers.append((app.embed("m").status_code, time.monotonic() - began))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+        time.sleep(1)
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+    print(f"{len(answers)} answers, the slowest after {max(s for _, s in answers):.2f} s")
+    assert {status for status, _ in answers} == {200} and len(answers) > 50
+
+
+def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
+    first, second = (save_text_model(tmp_path / f"model-{seed}", seed=seed) for seed in (0, 1))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(first, damaged)
+    (damaged / "model.safetensors").write_bytes(b"damaged")
+    dashboard = free_port()
+    with cluster(2, include_dashboard="true", dashboard_port=dashboard):
+        app = Deployment(tmp_path, dashboard)
+        app.deploy(models={"m": first})
+        wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
+        before = app.model()["fingerprints"]
+        with load(app) as answers:
+            for wrong in (second, str(damaged)):
+                app.deploy({"m": {"model": wrong}}, models={"m": first})
+                wait_for(lambda: "deployed last can't be used" in app.model()["update_error"], every_s=0.5)
+                assert app.model()["fingerprints"] == before and app.status()[0] == "RUNNING"
+                app.deploy(models={"m": first})
+                wait_for(lambda: not app.model()["update_error"], every_s=0.5)
+            app.deploy({"m": {"model": second, "allow_new_space": True}}, models={"m": first})
+            wait_for(lambda: app.model()["fingerprints"] != before, every_s=0.5)
+        assert max(seconds for _, seconds in answers) < 10
+
+
+def test_other_arguments_replace_the_replicas_without_a_failure(tmp_path: Path) -> None:
     first, second = (save_text_model(tmp_path / f"model-{seed}", seed=seed) for seed in (0, 1))
     dashboard = free_port()
     with cluster(2, include_dashboard="true", dashboard_port=dashboard):
@@ -69,17 +121,7 @@ def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
         app.deploy(models={"m": first})
         wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
         before = app.model()["fingerprints"]
-        answers: Counter[int] = Counter()
-        stopping = threading.Event()
-
-        def ask() -> None:
-            while not stopping.is_set():
-                answers[app.embed("m").status_code] += 1
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
+        with load(app):
             app.deploy(models={"m": second})
             wait_for(lambda: app.status()[0] == "DEPLOY_FAILED", every_s=1)
             assert "another vector space" in app.status()[1]
@@ -89,12 +131,6 @@ def test_another_version_is_deployed_under_load(tmp_path: Path) -> None:
             app.deploy(models={"m": second}, allow_new_space=True, settings={"items": 1})
             two = {"model": "m", "input": ["a", "b"]}
             wait_for(lambda: requests.post(f"{app.url}/v1/embeddings", json=two, timeout=60).status_code == 413)
-            time.sleep(1)
-        finally:
-            stopping.set()
-            for thread in threads:
-                thread.join()
-        assert set(answers) == {200} and answers[200] > 50, answers
 
 
 def test_a_damaged_model_leaves_the_others_answering(tmp_path: Path, text_model: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.serving.app import check_spaces
 from deploy.serving.replica import LOAD, Answer, Replica, scale
+from deploy.serving.settings import ServeSettings
 from mmbm_core.bundle import load_bundle
 from mmbm_core.errors import UsageError
 from tests.checkpoints import save_text_model
@@ -20,8 +21,10 @@ from workers.serving.engine import Embed
 ROW = {"text": "a red disc"}
 
 
-def config(model: str, **settings: Any) -> dict[str, Any]:
-    return {"model": model, "settings": settings}
+async def replica_of(model: str, **settings: Any) -> Replica:
+    replica = Replica(model, ServeSettings(**settings))
+    await replica.reconfigure({})
+    return replica
 
 
 def vector(model: str) -> np.ndarray:
@@ -36,9 +39,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 def test_another_model_takes_over_while_requests_are_answered(text_model: str, other: str) -> None:
     async def test() -> None:
-        replica = Replica()
-        await replica.reconfigure(config(text_model))
-        old = weakref.ref(replica._live.engine)
+        replica = await replica_of(text_model)
+        old = weakref.ref(replica._loaded.engine)
         answers: list[Answer] = []
 
         async def ask() -> None:
@@ -48,7 +50,7 @@ def test_another_model_takes_over_while_requests_are_answered(text_model: str, o
         over: list[bool] = []
         asking = [asyncio.create_task(ask()) for _ in range(4)]
         await asyncio.sleep(0.2)
-        await replica.reconfigure(config(other))
+        await replica.reconfigure({"model": other, "allow_new_space": True})
         await asyncio.sleep(0.2)
         over.append(True)
         await asyncio.gather(*asking)
@@ -67,26 +69,42 @@ def test_another_model_takes_over_while_requests_are_answered(text_model: str, o
 
 def test_a_model_that_does_not_work_changes_nothing(text_model: str, tmp_path: Path) -> None:
     async def test() -> None:
-        replica = Replica()
         with pytest.raises(UsageError):
-            await replica.reconfigure(config(str(tmp_path / "nothing")))
-        await replica.reconfigure(config(text_model))
-        await replica.reconfigure(config(str(tmp_path / "nothing")))
-        facts = await replica.facts()
-        assert facts.model == text_model and "UsageError" in facts.update_error
-        answer = await replica.ask(Embed(), [ROW], 30.0)
-        np.testing.assert_allclose(answer.results[0], vector(text_model), atol=1e-4)
-        await replica.reconfigure(config(text_model, queue_batches=3))
+            await replica_of(str(tmp_path / "nothing"))
+        replica = await replica_of(text_model)
+        for wrong in ({"model": str(tmp_path / "nothing")}, {"modle": text_model}):
+            await replica.reconfigure(wrong)
+            facts = await replica.facts()
+            assert facts.model == text_model and "Error: the model that was deployed last" in facts.update_error
+            answer = await replica.ask(Embed(), [ROW], 30.0)
+            np.testing.assert_allclose(answer.results[0], vector(text_model), atol=1e-4)
+        await replica.reconfigure({})
         assert (await replica.facts()).update_error == ""
 
     asyncio.run(test())
 
 
-def test_another_space_is_refused_unless_told(text_model: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_space_is_refused_unless_told(text_model: str, other: str) -> None:
+    async def test() -> None:
+        replica = await replica_of(text_model)
+        await replica.reconfigure({"model": other})
+        facts = await replica.facts()
+        assert facts.model == text_model and "UsageError" in facts.update_error
+        fresh = Replica(text_model, ServeSettings())  # as Serve starts one where another died
+        with pytest.raises(UsageError, match="another vector space"):
+            await fresh.reconfigure({"model": other})
+        for each in (replica, fresh):
+            await each.reconfigure({"model": other, "allow_new_space": True})
+            assert (await each.facts()).model == other
+
+    asyncio.run(test())
+
+
+def test_an_application_of_another_space_is_refused_unless_told(
+    text_model: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def served() -> Any:
-        replica = Replica()
-        await replica.reconfigure(config(text_model))
-        return await replica.facts()
+        return await (await replica_of(text_model)).facts()
 
     facts = asyncio.run(served())
     monkeypatch.setattr("deploy.serving.app._served_now", lambda name: facts if name == "m" else None)
@@ -110,8 +128,7 @@ def test_so_many_replicas_as_there_are_batches_for(loads: list[float], expected:
 
 def test_a_replica_tells_its_load(text_model: str) -> None:
     async def test() -> None:
-        replica = Replica()
-        await replica.reconfigure(config(text_model, batch_cost=0.001))
+        replica = await replica_of(text_model, batch_cost=0.001)
         asking = [asyncio.create_task(replica.ask(Embed(), [ROW], 30.0)) for _ in range(20)]
         most = 0.0
         while not all(task.done() for task in asking):
