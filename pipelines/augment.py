@@ -1,13 +1,20 @@
 """`mmbm augment`: a dataset in, the dataset with changed copies of its rows out."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mmbm_core.augment.recipe import AugmentRecipe
+import pyarrow as pa
+import ray
+
+from mmbm_core.augment.recipe import AugmentRecipe, PseudoLabels
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
+from mmbm_core.saved import read_bundle
 from pipelines.common import (
     check_nodes_share,
     check_same_schema,
@@ -19,20 +26,25 @@ from pipelines.common import (
     urls_of,
 )
 from pipelines.gate import judge
-from pipelines.progress import say
+from pipelines.parallel import in_tasks
+from pipelines.progress import Progress, say
 from pipelines.recipe import FOLDER, read_recipe
 from pipelines.request import RowsRequest
 from pipelines.sample import SourceSample
 from pipelines.stream import Pool, Stream
-from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec
+from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec, LabelSpec, confidence_column
+from workers.bundles import local_bundle
 from workers.columns import choose_encodings, kept_columns, refuse_names
+from workers.labels import count_labels
 from workers.output import AUGMENT, Output
-from workers.readers.base import UnitSize
+from workers.readers.base import UnitSize, UnreadableSource
 from workers.readers.discover import InputSet
-from workers.resources import WorkerResources, living_nodes, plan_workers
+from workers.resources import PLANNER_CPUS, WorkerResources, living_nodes, plan_workers
+from workers.spec import fingerprint
 
 RECIPES = FOLDER / "augment"
 _UNIT = UnitSize(rows=1024, size_bytes=16 << 20)
+_MAX_CLASSES = 100_000
 
 
 class AugmentRequest(RowsRequest):
@@ -67,10 +79,13 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
         check_same_schema(spec, earlier)
         if request.recipe.gate is not None:
             spec = replace(spec, refused=judge(request.recipe.gate, request, output))
+        if request.recipe.balance is not None:
+            spec = replace(spec, balance=_balance(request.recipe, spec, inputs))
         finished = output.entries() if earlier else {}
         books = start_books(request, spec, AUGMENT, _describe(request, spec), finished=finished)
         changed = ", ".join(f"{each.name} ({'spoken' if each.spoken else each.modality})" for each in spec.changed)
-        say(f"input: {inputs.format}; changing {changed}; carrying {', '.join(spec.kept) or 'nothing else'}")
+        carried = ", ".join(spec.kept)
+        say(f"input: {inputs.format}; changing {changed or 'nothing'}; carrying {carried or 'nothing else'}")
         say(resources.describe())
         pool = Pool(resources.workers, resources.cpus, 0)
         with Stream(inputs, spec, AugmentationWorker, pool, finished=finished, retry_errors=request.retry_errors,
@@ -90,6 +105,7 @@ def make_spec(
     """
     schema, s = source.input_schema, request.settings
     encodings = settle_columns(request, source)
+    labels = _settle_labels(request.recipe.label, encodings, schema) if request.recipe.label else None
     id_column = settle_ids(request, schema)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=True)
     size_bytes = unit_bytes(source, resources, most=_UNIT.size_bytes)
@@ -97,7 +113,7 @@ def make_spec(
         source_schema=schema, encodings=encodings, kept=tuple(kept), id_column=id_column, explode=request.explode,
         urls=urls_of(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
         limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
-        changes=request.recipe, seed=request.seed, refused={},
+        changes=request.recipe, seed=request.seed, refused={}, labels=labels,
     )  # fmt: skip
     _check_names(spec)
     return spec
@@ -110,12 +126,13 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
         UsageError: no such column, or one that a change could not be written back to.
     """
     recipe, schema = request.recipe, source.input_schema
-    if not recipe.changed:
+    if not recipe.changed and recipe.label is None:
         return ()
     needed: list[Modality] = list(recipe.changed)
     needed += ["text"] if recipe.speak and "text" not in needed else []
     encodings = choose_encodings(schema, source.rows, given=request.columns, available=list(MODALITIES))
-    encodings = tuple(e for e in encodings if e.modality in needed or not e.uri)  # what is not changed is not fetched
+    read = {*needed, *(MODALITIES if recipe.label else ())}
+    encodings = tuple(e for e in encodings if e.modality in read or not e.uri)  # what is not changed is not fetched
     found = {e.modality for e in encodings}
     lacking = [m for m in needed if m not in found and not (m == "audio" and recipe.speak)]
     if lacking:
@@ -129,13 +146,67 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
     return encodings
 
 
+def _settle_labels(config: PseudoLabels, encodings: Sequence[Encoding], schema: pa.Schema) -> LabelSpec:
+    """The task of the bundle, and the columns that it reads.
+
+    Raises:
+        UsageError: no such bundle or task, nothing that it reads, or labels of another type than the column's.
+    """
+    with local_bundle(config.model) as folder:
+        content = read_bundle(folder)
+    tasks = {name: task for name, task in content["spec"]["tasks"].items() if "label" in task}
+    if config.task not in tasks and (config.task is not None or len(tasks) != 1):
+        asked = f"no task {config.task!r}" if config.task is not None else f"{len(tasks)} tasks that give labels"
+        raise UsageError(f"{config.model} has {asked}; of those that do there are: {', '.join(tasks) or 'none'}")
+    name = config.task or next(iter(tasks))
+    columns: dict[Modality, str] = {}
+    for modality, own in tasks[name]["inputs"].items():
+        found = [e.column for e in encodings if e.modality == modality]
+        if found:
+            columns[modality] = own if own in found else found[0]
+    if not columns:
+        wanted = ", ".join(tasks[name]["inputs"])
+        raise UsageError(f"{config.model} labels by {wanted}, and no column of {', '.join(schema.names)} holds any")
+    kind = schema.field(config.column).type if config.column in schema.names else pa.string()
+    try:
+        pa.array(tasks[name]["labels"], pa.string()).cast(kind)
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"column {config.column!r} holds {kind}, and the labels of {config.model} are none") from error
+    version = fingerprint(content["files"])
+    return LabelSpec(config=config, task=name, columns=columns, type=kind, version=version)
+
+
+def _balance(recipe: AugmentRecipe, spec: AugmentSpec, inputs: InputSet) -> dict[str, float]:
+    """Copies of a row of each class, on average, so that all have as many rows."""
+    assert recipe.balance is not None
+    units = []
+    for storage, source in inputs.sources():
+        with suppress(UnreadableSource):  # the run itself quarantines it
+            units += [(storage, unit) for unit in inputs.reader.units(storage, source, _UNIT)]
+    progress = Progress(f"counting {recipe.balance}")
+    counts: Counter[str] = Counter()
+    lean, count = ray.put(replace(spec, refused={})), ray.remote(num_cpus=PLANNER_CPUS)(count_labels)
+    for number, found in enumerate(in_tasks(count, [(lean, recipe.balance, s, u) for s, u in units])):
+        counts.update(found)
+        progress.update(rows=counts.total(), fraction=(number + 1) / len(units))
+    progress.close()
+    if not counts or len(counts) > _MAX_CLASSES:
+        raise UsageError(f"column {recipe.balance!r} has {len(counts):,} classes: 1 to {_MAX_CLASSES:,} are balanced")
+    kept = int(recipe.keep_source)
+    most = max(counts.values())
+    return {label: (most * (recipe.copies + kept) - kept * count) / count for label, count in sorted(counts.items())}
+
+
 def _check_names(spec: AugmentSpec) -> None:
     made = [each.name for each in spec.changed]
     own = {each.source.column for each in spec.changed if each.source is not None}
-    refuse_names({ID, *PROVENANCE.names, *made}, set(spec.kept) - own)
+    given = {spec.labels.config.column, confidence_column(spec.labels.config)} if spec.labels else set()
+    own |= {spec.labels.config.column} if spec.labels else set()
+    refuse_names({ID, *PROVENANCE.names, *made, *given}, set(spec.kept) - own)
     gate = spec.changes.gate
-    if gate is not None and gate.label is not None and gate.label not in spec.kept:
-        raise UsageError(f"no column {gate.label!r} of labels; the columns are {', '.join(spec.kept)}")
+    for column in (gate.label if gate else None, spec.changes.balance):
+        if column is not None and column not in spec.kept:
+            raise UsageError(f"no column {column!r} of labels; the columns are {', '.join(spec.kept)}")
     if len(set(made)) < len(made):
         raise UsageError(f"several columns would be written as {', '.join(sorted(set(made)))}: name one of them")
 

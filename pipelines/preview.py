@@ -71,7 +71,7 @@ def _versions(spec: AugmentSpec, columns: dict[str, list[list[Any]]], row: int) 
     modality = {each.name: each.modality for each in spec.changed}
     return [
         {name: _shown(modality[name], column[row][k]) for name, column in columns.items()}
-        for k in range(1 + spec.changes.copies)
+        for k in range(max(len(column[row]) for column in columns.values()))
     ]
 
 

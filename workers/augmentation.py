@@ -1,22 +1,24 @@
 """Units of an augment run: rows in, the same rows and their changed copies out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mmbm_core.augment.draws import sample_seed
-from mmbm_core.augment.recipe import AugmentRecipe
+from mmbm_core.augment.recipe import AugmentRecipe, PseudoLabels
 from mmbm_core.augment.values import Copies, copy_images, copy_sounds, copy_texts, speak_texts
 from mmbm_core.errors import MediaError
 from mmbm_core.rows import Cell, Encoding
 from mmbm_core.sample import AUGMENTATION, ID, MODALITIES, SOURCE_ID, Modality
 from workers.columns import column_type
 from workers.guard import Rows
+from workers.labels import Label, Labeller
 from workers.readers.base import Chunk, Unit
 from workers.readers.tabular import is_list
 from workers.spec import UnitSpec, fingerprint
@@ -40,11 +42,16 @@ class AugmentSpec(UnitSpec):
     seed: int
     refused: Mapping[str, str]
     """Ids of the rows that the recipe's gate leaves out, and why."""
+    balance: Mapping[str, float] = field(default_factory=dict)
+    """Copies of a row of each class, on average, where the recipe balances them."""
+    labels: "LabelSpec | None" = None
 
     @cached_property
     def recipe(self) -> str:  # type: ignore[override]
         """Hash of all that decides what the copies of a value are."""
-        return fingerprint([self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)])
+        given = [self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)]
+        more = [dict(self.balance), self.labels and self.labels.version]
+        return fingerprint(given + (more if any(more) else []))
 
     @cached_property
     def changed(self) -> tuple["Changed", ...]:
@@ -63,10 +70,35 @@ class AugmentSpec(UnitSpec):
     def output_schema(self) -> pa.Schema:
         """Id and provenance, then the source's columns in order; what is changed but was no column of its own, last."""
         made = {each.name: each.field for each in self.changed}
+        made |= {each.name: each for each in (self.labels.fields if self.labels else ())}
         kept = {name: self.kept_field(name) for name in self.kept}
         own = [made.get(name) or kept[name] for name in self.source_schema.names if name in made or name in kept]
         new = [field for name, field in made.items() if name not in self.source_schema.names]
         return pa.schema([pa.field(ID, pa.string()), *PROVENANCE, *own, *new])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSpec:
+    """How rows without a label get one."""
+
+    config: PseudoLabels
+    task: str
+    columns: Mapping[Modality, str]
+    """That the task reads."""
+    type: pa.DataType
+    """Of the column of labels."""
+    version: str
+    """Of the bundle."""
+
+    @property
+    def fields(self) -> tuple[pa.Field, pa.Field]:
+        """The label, and how sure the model is of it; null where the label was there."""
+        return pa.field(self.config.column, self.type), pa.field(confidence_column(self.config), pa.float32())
+
+
+def confidence_column(config: PseudoLabels) -> str:
+    """Beside the column of labels."""
+    return f"{config.column}_confidence"
 
 
 class Changed(NamedTuple):
@@ -108,40 +140,49 @@ class AugmentationWorker(UnitWorker):
     def __init__(self, spec: AugmentSpec) -> None:
         torch.set_num_threads(1)
         self.spec: AugmentSpec = spec
+        labels = spec.labels
+        self._labeller = Labeller(labels.config, labels.task, labels.columns, limits=spec.limits) if labels else None
 
     def begin(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> UnitRun:
-        return _AugmentationRun(self.spec, storage, unit, facts)
+        return _AugmentationRun(self.spec, storage, unit, facts, self._labeller)
 
 
 class _AugmentationRun(UnitRun):
     spec: AugmentSpec
 
+    def __init__(
+        self, spec: AugmentSpec, storage: Storage, unit: Unit, facts: dict[str, Any], labeller: Labeller | None
+    ) -> None:
+        super().__init__(spec, storage, unit, facts)
+        self._labeller = labeller
+
     def _add(self, chunk: Chunk) -> None:
-        for rows in map(self._pass, self.guard(chunk, self.quarantine)):
+        for rows in self.guard(chunk, self.quarantine):
+            rows = self._keep(rows, [self.spec.refused.get(id, "") for id in rows.ids], "gate")
+            labels = self._labeller(rows) if self._labeller else None
+            if labels is not None:
+                rows = self._keep(rows, [label.error for label in labels], "label")
+                labels = [label for label in labels if not label.error]
             columns, errors = change_rows(self.spec, rows)
             modalities = _modalities(self.spec, rows, errors)
             good = self.sift(rows, errors, modalities, ["augment"] * len(rows.ids))
-            self.tables += self._tables(rows, columns, good)
+            self.tables += self._tables(rows, columns, labels, good)
 
-    def _pass(self, rows: Rows) -> Rows:
-        """The rows that the gate lets in; the others are quarantined."""
-        good = []
-        for row, id in enumerate(rows.ids):
-            if id in self.spec.refused:
-                self.quarantine.add(id, rows.sources[row], self.spec.refused[id], "gate")
+    def _keep(self, rows: Rows, errors: Sequence[str], stage: str) -> Rows:
+        """The rows that nothing is wrong with; the others are quarantined."""
+        for row, error in enumerate(errors):
+            if error:
+                self.quarantine.add(rows.ids[row], rows.sources[row], error, stage)
                 self.parents_bad.add(rows.parents[row])
-            else:
-                good.append(row)
-        return rows if len(good) == len(rows.ids) else rows.take(good)
+        return rows.take([row for row, error in enumerate(errors) if not error]) if any(errors) else rows
 
-    def _tables(self, rows: Rows, columns: "Columns", good: list[int]) -> list[pa.Table]:
+    def _tables(
+        self, rows: Rows, columns: "Columns", labels: Sequence[Label] | None, good: list[int]
+    ) -> list[pa.Table]:
         """Each row, where it is kept, and its copies after it: where none of its cells is changed there are none."""
-        changes = self.spec.changes
-        first, last = (0 if changes.keep_source else 1), changes.copies
-        changed = [
-            any(cell is not None for c in columns.values() for cell in c[row][1:]) for row in range(len(rows.ids))
-        ]
-        at = [(row, k) for row in good for k in range(first, (last if changed[row] else 0) + 1)]
+        first = 0 if self.spec.changes.keep_source else 1
+        copies = [_copies_made(columns, row) for row in range(len(rows.ids))]
+        at = [(row, k) for row in good for k in range(first, copies[row] + 1)]
         made: dict[str, Any] = {
             ID: [rows.ids[row] if not k else f"{rows.ids[row]}~{k}" for row, k in at],
             SOURCE_ID: [rows.ids[row] for row, _ in at],
@@ -149,20 +190,48 @@ class _AugmentationRun(UnitRun):
             SEED: [self.spec.seed if k else None for _, k in at],
         }
         made |= {name: [column[row][k] for row, k in at] for name, column in columns.items()}
+        if labels is not None and self.spec.labels is not None:
+            made |= self._labels([labels[row] for row, _ in at], self.spec.labels)
         kept = rows.table.take(pa.array([row for row, _ in at], pa.int64()))
         arrays = [pa.array(made[f.name], f.type) if f.name in made else kept[f.name] for f in self.schema]
         return [pa.table(arrays, schema=self.schema)]
+
+    @staticmethod
+    def _labels(labels: Sequence[Label], spec: LabelSpec) -> dict[str, pa.Array]:
+        values, confidence = spec.fields
+        own = pa.array([label.value if label.confidence is None else None for label in labels], values.type)
+        given = pa.array([label.value if label.confidence is not None else None for label in labels], pa.string())
+        sure = pa.array([label.confidence for label in labels], confidence.type)
+        return {values.name: pc.coalesce(own, given.cast(values.type)), confidence.name: sure}
 
 
 Columns = dict[str, list[list[Any]]]
 """By name: for each row its own cell, and that of each copy."""
 
 
+def _copies_made(columns: Columns, row: int) -> int:
+    """None where no cell of the row is changed."""
+    made = [column[row][1:] for column in columns.values()]
+    return max((len(cells) for cells in made if any(cell is not None for cell in cells)), default=0)
+
+
 def change_rows(spec: AugmentSpec, rows: Rows) -> tuple[Columns, list[dict[Modality, str]]]:
     """The columns that are changed, and what is wrong with each row's modalities."""
     cells = dict(rows.cells)
     errors: list[dict[Modality, str]] = [{} for _ in rows.ids]
-    return {changed.name: _column(spec, changed, rows.ids, cells, errors) for changed in spec.changed}, errors
+    copies = _copies(spec, rows)
+    return {changed.name: _column(spec, changed, rows.ids, cells, copies, errors) for changed in spec.changed}, errors
+
+
+def _copies(spec: AugmentSpec, rows: Rows) -> list[int]:
+    """Of each row. Where classes are balanced, as many as make its class's mean, some one more, chosen by their ids."""
+    if spec.changes.balance is None:
+        return [spec.changes.copies] * len(rows.ids)
+    found = []
+    for id, label in zip(rows.ids, rows.table[spec.changes.balance].to_pylist(), strict=True):
+        whole, part = divmod(spec.balance.get(str(label), 0.0), 1)
+        found.append(int(whole) + (sample_seed(spec.seed, id, "balance") < part * 2**62))
+    return found
 
 
 def _modalities(spec: AugmentSpec, rows: Rows, errors: Sequence[dict[Modality, str]]) -> list[list[Modality]]:
@@ -180,15 +249,21 @@ def _modalities(spec: AugmentSpec, rows: Rows, errors: Sequence[dict[Modality, s
 
 def _column(
     spec: AugmentSpec, changed: Changed, ids: Sequence[str], cells: Mapping[Encoding, Sequence[Cell]],
-    errors: list[dict[Modality, str]],
+    copies: Sequence[int], errors: list[dict[Modality, str]],
 ) -> list[list[Any]]:  # fmt: skip
-    copies, origin = spec.changes.copies, cells[changed.encoding]
+    origin = cells[changed.encoding]
     where = [(row, j) for row, cell in enumerate(origin) if isinstance(cell, tuple) for j in range(len(cell))]
     if changed.spoken:  # one text of those that a row has
         where = [(row, j) for row, j in where if j == sample_seed(spec.seed, ids[row], SPOKEN) % len(origin[row])]  # type: ignore[arg-type]
-    values = [origin[row][j] for row, j in where]  # type: ignore[index]
-    seeds = [[sample_seed(spec.seed, ids[row], changed.name, j, k) for k in range(copies)] for row, j in where]
-    made = _copy(spec, changed, values, np.array(seeds, np.int64).reshape(len(values), copies))
+    made: list[Any] = [None] * len(where)
+    for count in sorted({copies[row] for row, _ in where}):
+        at = [i for i, (row, _) in enumerate(where) if copies[row] == count]
+        values = [origin[where[i][0]][where[i][1]] for i in at]  # type: ignore[index]
+        seeds = [[sample_seed(spec.seed, ids[row], changed.name, j, k) for k in range(count)]
+                 for row, j in (where[i] for i in at)]  # fmt: skip
+        copied = _copy(spec, changed, values, np.array(seeds, np.int64).reshape(len(at), count))
+        for i, each in zip(at, copied, strict=True):
+            made[i] = each
     found: list[list[list[Any]]] = [[] for _ in ids]
     for (row, _), each in zip(where, made, strict=True):
         if isinstance(each, MediaError):
@@ -199,7 +274,7 @@ def _column(
     for row, cell in enumerate(own):
         if isinstance(cell, MediaError):
             errors[row].setdefault(changed.source.modality, str(cell))  # type: ignore[union-attr]
-    return [_versions(changed, *both, copies=copies) for both in zip(own, found, strict=True)]
+    return [_versions(changed, *each) for each in zip(own, found, copies, strict=True)]
 
 
 def _copy(spec: AugmentSpec, changed: Changed, values: list[Any], seeds: np.ndarray) -> Copies:
@@ -214,7 +289,7 @@ def _copy(spec: AugmentSpec, changed: Changed, values: list[Any], seeds: np.ndar
     return copy_texts(values, changes.text, seeds=seeds, limits=limits)
 
 
-def _versions(changed: Changed, own: Cell, found: Sequence[Sequence[Any]], *, copies: int) -> list[Any]:
+def _versions(changed: Changed, own: Cell, found: Sequence[Sequence[Any]], copies: int) -> list[Any]:
     """A row's own cell, and each copy of it; a cell that has an error is empty.
 
     Args:

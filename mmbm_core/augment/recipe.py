@@ -30,14 +30,34 @@ class Gate(BaseModel):
         return self
 
 
+class PseudoLabels(BaseModel):
+    """Labels for rows that have none, by a trained model (Lee, Pseudo-Label, ICML 2013 workshop); rows that it is not
+    sure of are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """A bundle with a task of recognition or understanding."""
+    task: str | None = None
+    """Needed where it has several of these."""
+    column: str = "label"
+    """Of labels; it may be empty here and there, or not be there."""
+    confidence: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """The calibrated probability from which on a label counts."""
+
+
 class AugmentRecipe(BaseModel):
     """Changes by modality; a modality that none is named for is copied as it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: Gate | None = None
+    label: PseudoLabels | None = None
     copies: Annotated[int, Field(ge=0, le=1000)] = 1
     """Changed rows that are made of each row."""
+    balance: str | None = None
+    """A column of labels: rows of rarer classes get more copies, so that all classes have as many rows as the most
+    frequent one gets by `copies`."""
     keep_source: bool = True
     """Does the row itself go into the output too? One that has nothing to change then goes there without copies."""
     image: ImageAugment | None = None
@@ -48,10 +68,12 @@ class AugmentRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentRecipe":
-        if not self.changed and self.gate is None:
-            raise ValueError("nothing would change: name image, audio, text, speak or gate")
+        if not self.changed and self.gate is None and self.label is None:
+            raise ValueError("nothing would change: name image, audio, text, speak, gate or label")
         if bool(self.changed) != bool(self.copies):
             raise ValueError("copies are what changes make: give both, or copies: 0 and neither")
+        if self.balance is not None and (not self.changed or self.label is not None):
+            raise ValueError("balance adds copies by the labels that rows have: name a change, and label rows before")
         if self.speak and self.audio is not None:
             raise ValueError("speak makes sounds with noise and room of their own: leave audio out")
         if self.audio is not None and (self.audio.freq_masks or self.audio.time_masks):

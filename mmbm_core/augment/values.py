@@ -98,6 +98,9 @@ def copy_sounds(values: Sequence[bytes], config: AudioAugment, *, seeds: np.ndar
         except MediaError as error:
             copies.append(error)
             continue
+        if not len(own):
+            copies.append([])
+            continue
         draws = Draws(torch.from_numpy(own))
         alike = samples.expand(len(own), -1)
         lengths = torch.full((len(own),), len(samples))

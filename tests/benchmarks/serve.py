@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -166,6 +166,8 @@ async def chat(url: str, *, streams: int, answers: int) -> tuple[float, list[flo
         for _ in range(answers):
             began, silent = time.monotonic(), True
             async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                if reply.status != 200:
+                    raise SystemExit(f"{url} answered {reply.status}: {await reply.text()}")
                 async for line in reply.content:
                     event = json.loads(line[6:]) if line.startswith(b"data: {") else {"choices": []}
                     if silent and any(choice["delta"].get("content") for choice in event["choices"]):
@@ -249,10 +251,13 @@ def _under_load(url: str, capacity: float) -> Iterator[str]:
         good = sorted(reply.seconds for reply in replies if reply.status == 200)
         refused = sorted(reply.seconds for reply in replies if reply.status == 429)
         others = len(replies) - len(good) - len(refused)
-        line = f"at {share:.0%} of capacity: answered {len(good) / took / capacity:.2f} of capacity, "
-        line += f"p50 {1000 * good[len(good) // 2]:.0f} ms, p99 {1000 * good[int(0.99 * len(good))]:.0f} ms; "
-        worst = f", p99 {1000 * refused[int(0.99 * len(refused))]:.0f} ms" if refused else ""
-        yield line + f"refused {len(refused)}{worst}; other answers {others}"
+        line = f"at {share:.0%} of capacity: answered {len(good) / took / capacity:.2f} of capacity, {_ms(good)}; "
+        yield line + f"refused {len(refused)}{', ' + _ms(refused) if refused else ''}; other answers {others}"
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    """Of sorted times."""
+    return f"p50 {1000 * seconds[len(seconds) // 2]:.0f} ms, p99 {1000 * seconds[int(0.99 * len(seconds))]:.0f} ms"
 
 
 def _chats(url: str) -> Iterator[str]:
@@ -260,10 +265,7 @@ def _chats(url: str) -> Iterator[str]:
     alone, _ = asyncio.run(chat(url, streams=1, answers=8))
     for streams in (8, 32):
         speed, first_s = asyncio.run(chat(url, streams=streams, answers=8))
-        yield (
-            f"chat, {streams} streams: {speed / alone:.1f} times the tokens/s of one; first words after "
-            f"p50 {1000 * first_s[len(first_s) // 2]:.0f} ms, p99 {1000 * first_s[int(0.99 * len(first_s))]:.0f} ms"
-        )
+        yield f"chat, {streams} streams: {speed / alone:.1f} times the tokens/s of one; first words {_ms(first_s)}"
 
 
 if __name__ == "__main__":

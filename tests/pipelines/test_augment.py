@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.media import decode_audio, decode_image
+from mmbm_core.predict import Predictor
 from pipelines import augment as augment_module
 from pipelines import embed as embed_module
 from pipelines.augment import RECIPES, AugmentRequest, load_augment_recipe
@@ -26,6 +28,7 @@ from pipelines.preview import preview
 from pipelines.recipe import known_recipes
 from pipelines.request import RowsSettings
 from pipelines.stream import checked
+from tests.bundles import make_model, save_bundle
 from tests.pipelines.conftest import EmbeddingHere
 from tests.samples import audio_file, image_file, tone
 from workers.spec import UnitSpec
@@ -197,6 +200,62 @@ def test_the_gate_looks_at_columns_that_no_copy_changes_and_at_rows_that_lack_so
     done = augment(recipe, write("a.parquet", rows), **columns)
     assert {id: line["error"] for id, line in done.quarantine.items()} == {"again": "nearly equal to r3"}
     assert done.rows["r3~1"]["text"] is None
+
+
+def test_rarer_classes_get_more_copies(augment: Any, write: Any) -> None:
+    labels = ["many"] * 6 + ["two", "two", "one", None] + ["three"] * 3
+    rows = [{**row, "label": label} for row, label in zip(pictures(13), labels, strict=True)]
+    source = write("a.parquet", rows)
+    recipe = {"image": {"flip": True}, "copies": 1, "balance": "label"}
+    done = augment(recipe, source)
+    counts = Counter(row["label"] for row in done.rows.values())
+    assert counts == {"many": 12, "two": 12, "one": 12, "three": 12, None: 1}
+    cut = augment(recipe, source, output="cut", unit_rows=2)
+    assert cut.rows == done.rows
+    uneven = augment(recipe, write("b.parquet", rows[:6] + rows[10:12]), output="uneven")  # 12 rows of 2 is 5 each
+    assert Counter(row["label"] for row in uneven.rows.values()) == {"many": 12, "three": 12}
+    fifth = augment({**recipe, "keep_source": False}, write("c.parquet", rows[:5] + rows[10:]), output="fifth")
+    found = Counter(row["label"] for row in fifth.rows.values())  # 5 / 3 copies of each: one or two
+    assert found["many"] == 5 and 3 <= found["three"] <= 6
+
+
+def test_rows_without_a_label_get_one_that_a_model_is_sure_of(
+    augment: Any, write: Any, text_model: str, tmp_path: Path
+) -> None:
+    model = make_model(text_model, modalities=("image", "text"))
+    bundle = save_bundle(tmp_path / "bundle", model)
+    rows = [{**row, "text": f"disc {n}" if n % 2 else None, "label": "yes" if n == 3 else None}
+            for n, row in enumerate(pictures(12))]  # fmt: skip
+    rows[5]["image"], rows[7]["image"], rows[7]["text"] = b"no picture", None, None
+    predictor = Predictor(model)
+    expected = {}
+    for n, row in enumerate(rows):
+        if n not in (3, 5, 7):
+            items = {m: model.encoders[m].prepare(m, [row[m]])[0] for m in ("image", "text") if row[m] is not None}  # type: ignore[operator]
+            expected[row["id"]] = predictor.classify("seen", [items]).probabilities[0].numpy()
+    threshold = float(np.median([p.max() for p in expected.values()]))
+    recipe = {"copies": 0, "label": {"model": bundle, "confidence": threshold}}
+    done = augment(recipe, write("a.parquet", rows))
+    sure = {id: p for id, p in expected.items() if p.max() >= threshold}
+    assert 0 < len(sure) < len(expected)
+    assert done.rows.keys() == {"r3", *sure} and (done.rows["r3"]["label"], done.rows["r3"]["label_confidence"]) == (
+        "yes", None,
+    )  # fmt: skip
+    for id, p in sure.items():
+        assert done.rows[id]["label"] == ["no", "yes"][p.argmax()]
+        assert done.rows[id]["label_confidence"] == pytest.approx(p.max(), abs=1e-5)
+    why = {id: line["error"] for id, line in done.quarantine.items()}
+    assert "no label" in why["r5"] and why["r7"] == "no label: the row has no image or text"
+    assert all("sure of" in why[id] for id in expected.keys() - sure.keys())
+    bare = write("b.parquet", [{k: v for k, v in row.items() if k != "label"} for row in rows])
+    copied = augment({**recipe, **FLIP}, bare, output="copied")
+    for id in sure:
+        assert copied.rows[f"{id}~2"]["label"] == done.rows[id]["label"]
+    with pytest.raises(UsageError, match="no task 'none'; of those that do there are: seen"):
+        augment({"copies": 0, "label": {"model": bundle, "task": "none"}}, write("c.parquet", rows), output="none")
+    numbers = [{**row, "label": n} for n, row in enumerate(pictures(3))]
+    with pytest.raises(UsageError, match="column 'label' holds int64"):
+        augment({"copies": 0, "label": {"model": bundle}}, write("d.parquet", numbers), output="none")
 
 
 def test_a_row_that_has_nothing_to_change_stays_as_it_is(augment: Any, write: Any) -> None:
