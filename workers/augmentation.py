@@ -29,7 +29,7 @@ SEED = "augmentation_seed"
 PROVENANCE = pa.schema(
     [pa.field(SOURCE_ID, pa.string()), pa.field(AUGMENTATION, pa.string()), pa.field(SEED, pa.int64())]
 )
-"""Where a row comes from; the augmentation is told by the fingerprint of its recipe."""
+"""Where a row comes from; what was changed or labelled here is told by the fingerprint of the recipe."""
 SPOKEN = "audio"
 """The column of what `speak` makes."""
 
@@ -183,11 +183,13 @@ class _AugmentationRun(UnitRun):
         first = 0 if self.spec.changes.keep_source else 1
         copies = [_copies_made(columns, row) for row in range(len(rows.ids))]
         at = [(row, k) for row in good for k in range(first, copies[row] + 1)]
+        given = [label.confidence is not None for label in labels or [Label()] * len(rows.ids)]
+        ours = [k > 0 or given[row] for row, k in at]  # a score on labels that a model gave would mean nothing
         made: dict[str, Any] = {
             ID: [rows.ids[row] if not k else f"{rows.ids[row]}~{k}" for row, k in at],
             SOURCE_ID: [rows.ids[row] for row, _ in at],
-            AUGMENTATION: [self.spec.recipe if k else None for _, k in at],
-            SEED: [self.spec.seed if k else None for _, k in at],
+            AUGMENTATION: [self.spec.recipe if made_here else None for made_here in ours],
+            SEED: [self.spec.seed if made_here else None for made_here in ours],
         }
         made |= {name: [column[row][k] for row, k in at] for name, column in columns.items()}
         if labels is not None and self.spec.labels is not None:

@@ -238,11 +238,11 @@ def test_rows_without_a_label_get_one_that_a_model_is_sure_of(
     done = augment(recipe, write("a.parquet", rows))
     sure = {id: p for id, p in expected.items() if p.max() >= threshold}
     assert 0 < len(sure) < len(expected)
-    assert done.rows.keys() == {"r3", *sure} and (done.rows["r3"]["label"], done.rows["r3"]["label_confidence"]) == (
-        "yes", None,
-    )  # fmt: skip
+    assert done.rows.keys() == {"r3", *sure}
+    assert [done.rows["r3"][name] for name in ("label", "label_confidence", "augmentation")] == ["yes", None, None]
     for id, p in sure.items():
         assert done.rows[id]["label"] == ["no", "yes"][p.argmax()]
+        assert done.rows[id]["augmentation"] and done.rows[id]["source_id"] == id
         assert done.rows[id]["label_confidence"] == pytest.approx(p.max(), abs=1e-5)
     why = {id: line["error"] for id, line in done.quarantine.items()}
     assert "no label" in why["r5"] and why["r7"] == "no label: the row has no image or text"
