@@ -14,6 +14,7 @@ from mmbm_core.model import Batch, Model, Values
 from mmbm_core.sample import Modality
 from mmbm_core.tasks.base import Representation
 from mmbm_core.tasks.classification import Classes, ClassificationTask
+from mmbm_core.tasks.generation import Sampling
 from mmbm_core.tasks.seq2seq import Seq2SeqTask
 
 Row = Mapping[Modality, Item]
@@ -43,6 +44,11 @@ class Predictor:
     ) -> list[str]:
         """The likeliest text for each row; options as of `Seq2SeqTask.generate`."""
         return self.writers[task].generate(self.represent(task, rows), beams=beams, max_tokens=max_tokens)
+
+    @torch.inference_mode()
+    def sample(self, task: str, rows: Sequence[Row], sampling: Sequence[Sampling]) -> list[str]:
+        """A text for each row, drawn as its own sampling says."""
+        return self.writers[task].sample(self.represent(task, rows), sampling)
 
     @torch.inference_mode()
     def represent(self, task: str, rows: Sequence[Row]) -> Representation:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from mmbm_core.augment.recipe import AugmentRecipe, PseudoLabels
+from mmbm_core.augment.recipe import AugmentRecipe, BackTranslation, PseudoLabels
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
@@ -105,7 +105,9 @@ def make_spec(
     """
     schema, s = source.input_schema, request.settings
     encodings = settle_columns(request, source)
-    labels = _settle_labels(request.recipe.label, encodings, schema) if request.recipe.label else None
+    recipe, bundles = request.recipe, dict[str, str]()
+    labels = _settle_labels(recipe.label, encodings, schema, bundles) if recipe.label else None
+    translations = _settle_translations(recipe.translate, bundles) if recipe.translate else None
     id_column = settle_ids(request, schema)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=True)
     size_bytes = unit_bytes(source, resources, most=_UNIT.size_bytes)
@@ -114,6 +116,7 @@ def make_spec(
         urls=urls_of(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
         limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
         changes=request.recipe, seed=request.seed, refused={}, labels=labels,
+        translations=translations, bundles=bundles,
     )  # fmt: skip
     _check_names(spec)
     return spec
@@ -146,34 +149,56 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
     return encodings
 
 
-def _settle_labels(config: PseudoLabels, encodings: Sequence[Encoding], schema: pa.Schema) -> LabelSpec:
-    """The task of the bundle, and the columns that it reads.
+def _settle_labels(
+    config: PseudoLabels, encodings: Sequence[Encoding], schema: pa.Schema, bundles: dict[str, str]
+) -> LabelSpec:
+    """The task of the bundle, and the columns that it reads; `bundles` gets its version.
 
     Raises:
         UsageError: no such bundle or task, nothing that it reads, or labels of another type than the column's.
     """
-    with local_bundle(config.model) as folder:
-        content = read_bundle(folder)
-    tasks = {name: task for name, task in content["spec"]["tasks"].items() if "label" in task}
-    if config.task not in tasks and (config.task is not None or len(tasks) != 1):
-        asked = f"no task {config.task!r}" if config.task is not None else f"{len(tasks)} tasks that give labels"
-        raise UsageError(f"{config.model} has {asked}; of those that do there are: {', '.join(tasks) or 'none'}")
-    name = config.task or next(iter(tasks))
+    name, task = _task_of(config.model, config.task, "label", bundles)
     columns: dict[Modality, str] = {}
-    for modality, own in tasks[name]["inputs"].items():
+    for modality, own in task["inputs"].items():
         found = [e.column for e in encodings if e.modality == modality]
         if found:
             columns[modality] = own if own in found else found[0]
     if not columns:
-        wanted = ", ".join(tasks[name]["inputs"])
+        wanted = ", ".join(task["inputs"])
         raise UsageError(f"{config.model} labels by {wanted}, and no column of {', '.join(schema.names)} holds any")
     kind = schema.field(config.column).type if config.column in schema.names else pa.string()
     try:
-        pa.array(tasks[name]["labels"], pa.string()).cast(kind)
+        pa.array(task["labels"], pa.string()).cast(kind)
     except pa.ArrowInvalid as error:
         raise UsageError(f"column {config.column!r} holds {kind}, and the labels of {config.model} are none") from error
-    version = fingerprint(content["files"])
-    return LabelSpec(config=config, task=name, columns=columns, type=kind, version=version)
+    return LabelSpec(config=config, task=name, columns=columns, type=kind)
+
+
+def _settle_translations(config: BackTranslation, bundles: dict[str, str]) -> tuple[str, str]:
+    """The tasks that translate there and back; `bundles` gets the versions.
+
+    Raises:
+        UsageError: no such bundles.
+    """
+    there, back = (_task_of(model, None, "translation", bundles)[0] for model in (config.there, config.back))
+    return there, back
+
+
+def _task_of(model: str, name: str | None, what: str, bundles: dict[str, str]) -> tuple[str, dict[str, Any]]:
+    """Name and config of the one task of a bundle that has such a key or is of such a kind.
+
+    Raises:
+        UsageError: no such bundle or task, or several.
+    """
+    with local_bundle(model) as folder:
+        content = read_bundle(folder)
+    bundles[model] = fingerprint(content["files"])
+    tasks = {n: task for n, task in content["spec"]["tasks"].items() if what in (*task, task["kind"])}
+    if name not in tasks and (name is not None or len(tasks) != 1):
+        asked = f"no task {name!r}" if name is not None else f"{len(tasks)} tasks"
+        raise UsageError(f"{model} has {asked} of {what}; there are: {', '.join(tasks) or 'none'}")
+    name = name or next(iter(tasks))
+    return name, tasks[name]
 
 
 def _balance(recipe: AugmentRecipe, spec: AugmentSpec, inputs: InputSet) -> dict[str, float]:

@@ -7,7 +7,7 @@ from mmbm_core.sample import Modality
 from pipelines.augment import AugmentRequest, make_spec
 from pipelines.common import open_input
 from pipelines.page import Media, encode_media, render_page, thumbnail
-from workers.augmentation import AugmentSpec, change_rows
+from workers.augmentation import AugmentSpec, change_rows, make_translator
 from workers.guard import Quarantine, RowGuard, Rows, uri_base
 from workers.output import Output
 from workers.readers.base import UnitSize
@@ -45,8 +45,9 @@ def _rows(inputs: InputSet, spec: AugmentSpec) -> tuple[list[dict[str, Any]], li
     """Rows with their versions, and the lines of those that can't be used."""
     quarantine = Quarantine()
     shown: list[dict[str, Any]] = []
+    translator = make_translator(spec)
     for rows in _read(inputs, spec, quarantine):
-        columns, errors = change_rows(spec, rows)
+        columns, errors = change_rows(spec, rows, translator)
         for i, wrong in enumerate(errors):
             if wrong:
                 quarantine.add(rows.ids[i], rows.sources[i], wrong, "augment")

@@ -12,6 +12,7 @@ import torch
 
 from mmbm_core.augment.draws import sample_seed
 from mmbm_core.augment.recipe import AugmentRecipe, PseudoLabels
+from mmbm_core.augment.text import TextAugment
 from mmbm_core.augment.values import Copies, copy_images, copy_sounds, copy_texts, speak_texts
 from mmbm_core.errors import MediaError
 from mmbm_core.rows import Cell, Encoding
@@ -23,6 +24,7 @@ from workers.readers.base import Chunk, Unit
 from workers.readers.tabular import is_list
 from workers.spec import UnitSpec, fingerprint
 from workers.storage import Storage
+from workers.translation import BackTranslator
 from workers.unit import UnitRun, UnitWorker
 
 SEED = "augmentation_seed"
@@ -45,12 +47,16 @@ class AugmentSpec(UnitSpec):
     balance: Mapping[str, float] = field(default_factory=dict)
     """Copies of a row of each class, on average, where the recipe balances them."""
     labels: "LabelSpec | None" = None
+    translations: tuple[str, str] | None = None
+    """Tasks of the bundles that translate there and back."""
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    """Version of each bundle that copies or labels come from."""
 
     @cached_property
     def recipe(self) -> str:  # type: ignore[override]
         """Hash of all that decides what the copies of a value are."""
         given = [self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)]
-        more = [dict(self.balance), self.labels and self.labels.version]
+        more = [dict(self.balance), dict(self.bundles)]
         return fingerprint(given + (more if any(more) else []))
 
     @cached_property
@@ -59,7 +65,7 @@ class AugmentSpec(UnitSpec):
         found = [
             Changed(e, _name(e), _listed(self.source_schema, e), e)
             for e in self.encodings
-            if getattr(self.changes, e.modality) is not None
+            if self.changes.changes(e.modality)
         ]
         if self.changes.speak:
             text = next(e for e in self.encodings if e.modality == "text")
@@ -87,8 +93,6 @@ class LabelSpec:
     """That the task reads."""
     type: pa.DataType
     """Of the column of labels."""
-    version: str
-    """Of the bundle."""
 
     @property
     def fields(self) -> tuple[pa.Field, pa.Field]:
@@ -143,18 +147,28 @@ class AugmentationWorker(UnitWorker):
         labels = spec.labels
         self._labeller = Labeller(labels.config, labels.task, labels.columns, limits=spec.limits) if labels else None
 
+        self._translator = make_translator(spec)
+
     def begin(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> UnitRun:
-        return _AugmentationRun(self.spec, storage, unit, facts, self._labeller)
+        return _AugmentationRun(self.spec, storage, unit, facts, self._labeller, self._translator)
+
+
+def make_translator(spec: AugmentSpec) -> BackTranslator | None:
+    """What says texts in other words, where the recipe asks for that."""
+    if spec.changes.translate is None or spec.translations is None:
+        return None
+    return BackTranslator(spec.changes.translate, spec.translations, limits=spec.limits)
 
 
 class _AugmentationRun(UnitRun):
     spec: AugmentSpec
 
     def __init__(
-        self, spec: AugmentSpec, storage: Storage, unit: Unit, facts: dict[str, Any], labeller: Labeller | None
-    ) -> None:
+        self, spec: AugmentSpec, storage: Storage, unit: Unit, facts: dict[str, Any], labeller: Labeller | None,
+        translator: BackTranslator | None,
+    ) -> None:  # fmt: skip
         super().__init__(spec, storage, unit, facts)
-        self._labeller = labeller
+        self._labeller, self._translator = labeller, translator
 
     def _add(self, chunk: Chunk) -> None:
         for rows in self.guard(chunk, self.quarantine):
@@ -163,7 +177,7 @@ class _AugmentationRun(UnitRun):
             if labels is not None:
                 rows = self._keep(rows, [label.error for label in labels], "label")
                 labels = [label for label in labels if not label.error]
-            columns, errors = change_rows(self.spec, rows)
+            columns, errors = change_rows(self.spec, rows, self._translator)
             modalities = _modalities(self.spec, rows, errors)
             good = self.sift(rows, errors, modalities, ["augment"] * len(rows.ids))
             self.tables += self._tables(rows, columns, labels, good)
@@ -217,12 +231,14 @@ def _copies_made(columns: Columns, row: int) -> int:
     return max((len(cells) for cells in made if any(cell is not None for cell in cells)), default=0)
 
 
-def change_rows(spec: AugmentSpec, rows: Rows) -> tuple[Columns, list[dict[Modality, str]]]:
+def change_rows(
+    spec: AugmentSpec, rows: Rows, translator: BackTranslator | None
+) -> tuple[Columns, list[dict[Modality, str]]]:
     """The columns that are changed, and what is wrong with each row's modalities."""
     cells = dict(rows.cells)
     errors: list[dict[Modality, str]] = [{} for _ in rows.ids]
     copies = _copies(spec, rows)
-    return {changed.name: _column(spec, changed, rows.ids, cells, copies, errors) for changed in spec.changed}, errors
+    return {c.name: _column(spec, c, translator, rows.ids, cells, copies, errors) for c in spec.changed}, errors
 
 
 def _copies(spec: AugmentSpec, rows: Rows) -> list[int]:
@@ -250,8 +266,8 @@ def _modalities(spec: AugmentSpec, rows: Rows, errors: Sequence[dict[Modality, s
 
 
 def _column(
-    spec: AugmentSpec, changed: Changed, ids: Sequence[str], cells: Mapping[Encoding, Sequence[Cell]],
-    copies: Sequence[int], errors: list[dict[Modality, str]],
+    spec: AugmentSpec, changed: Changed, translator: BackTranslator | None, ids: Sequence[str],
+    cells: Mapping[Encoding, Sequence[Cell]], copies: Sequence[int], errors: list[dict[Modality, str]],
 ) -> list[list[Any]]:  # fmt: skip
     origin = cells[changed.encoding]
     where = [(row, j) for row, cell in enumerate(origin) if isinstance(cell, tuple) for j in range(len(cell))]
@@ -263,7 +279,7 @@ def _column(
         values = [origin[where[i][0]][where[i][1]] for i in at]  # type: ignore[index]
         seeds = [[sample_seed(spec.seed, ids[row], changed.name, j, k) for k in range(count)]
                  for row, j in (where[i] for i in at)]  # fmt: skip
-        copied = _copy(spec, changed, values, np.array(seeds, np.int64).reshape(len(at), count))
+        copied = _copy(spec, changed, translator, values, np.array(seeds, np.int64).reshape(len(at), count))
         for i, each in zip(at, copied, strict=True):
             made[i] = each
     found: list[list[list[Any]]] = [[] for _ in ids]
@@ -279,7 +295,9 @@ def _column(
     return [_versions(changed, *each) for each in zip(own, found, copies, strict=True)]
 
 
-def _copy(spec: AugmentSpec, changed: Changed, values: list[Any], seeds: np.ndarray) -> Copies:
+def _copy(
+    spec: AugmentSpec, changed: Changed, translator: BackTranslator | None, values: list[Any], seeds: np.ndarray
+) -> Copies:
     changes, limits, modality = spec.changes, spec.limits, changed.encoding.modality
     if changed.spoken:
         return speak_texts(values, seeds=seeds, limits=limits)
@@ -287,8 +305,8 @@ def _copy(spec: AugmentSpec, changed: Changed, values: list[Any], seeds: np.ndar
         return copy_images(values, changes.image, seeds=seeds, limits=limits)
     if changes.audio is not None and modality == "audio":
         return copy_sounds(values, changes.audio, seeds=seeds, limits=limits)
-    assert changes.text is not None
-    return copy_texts(values, changes.text, seeds=seeds, limits=limits)
+    said = translator(values, seeds=seeds) if translator else [[text] * seeds.shape[1] for text in values]
+    return copy_texts(values, said, changes.text or TextAugment(), seeds=seeds, limits=limits)
 
 
 def _versions(changed: Changed, own: Cell, found: Sequence[Sequence[Any]], copies: int) -> list[Any]:

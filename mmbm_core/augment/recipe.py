@@ -46,6 +46,20 @@ class PseudoLabels(BaseModel):
     """The calibrated probability from which on a label counts."""
 
 
+class BackTranslation(BaseModel):
+    """Texts in other words, by way of another language."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    there: str
+    """A bundle that translates into the other language."""
+    back: str
+    """A bundle that translates from it."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """Of the way back: 0 makes all copies of a text alike."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
 class AugmentRecipe(BaseModel):
     """Changes by modality; a modality that none is named for is copied as it is."""
 
@@ -63,13 +77,15 @@ class AugmentRecipe(BaseModel):
     image: ImageAugment | None = None
     audio: AudioAugment | None = None
     text: TextAugment | None = None
+    translate: BackTranslation | None = None
+    """Texts are said in other words, before what `text` changes of them."""
     speak: bool = False
     """The sound of a copy is its row's text, said anew by a voice and in a room of its own; rows need no sound."""
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentRecipe":
         if not self.changed and self.gate is None and self.label is None:
-            raise ValueError("nothing would change: name image, audio, text, speak, gate or label")
+            raise ValueError("nothing would change: name image, audio, text, translate, speak, gate or label")
         if bool(self.changed) != bool(self.copies):
             raise ValueError("copies are what changes make: give both, or copies: 0 and neither")
         if self.balance is not None and (not self.changed or self.label is not None):
@@ -80,8 +96,12 @@ class AugmentRecipe(BaseModel):
             raise ValueError("freq_masks and time_masks hide parts of spectrograms, in training: leave them out")
         return self
 
+    def changes(self, modality: Modality) -> bool:
+        """Do the values of a modality change? (What `speak` makes is new.)"""
+        given = {"image": self.image, "audio": self.audio, "text": self.text or self.translate}
+        return given[modality] is not None
+
     @property
     def changed(self) -> tuple[Modality, ...]:
         """Modalities that copies have changed."""
-        given = {"image": self.image, "audio": self.audio or self.speak or None, "text": self.text}
-        return tuple(m for m in MODALITIES if given[m] is not None)
+        return tuple(m for m in MODALITIES if self.changes(m) or (m == "audio" and self.speak))

@@ -118,12 +118,21 @@ def _encode_sound(samples: np.ndarray, rate_hz: int) -> bytes:
     return out.getvalue()
 
 
-def copy_texts(values: Sequence[str], config: TextAugment, *, seeds: np.ndarray, limits: Limits) -> Copies:
-    """Changed copies of texts; `seeds` and the result as of `copy_images`."""
-    return [
-        text_error(text, limits=limits) or [augment_text(text, config, seed=int(seed)) for seed in own]
-        for text, own in zip(values, seeds, strict=True)
-    ]
+def copy_texts(
+    values: Sequence[str], said: Sequence[Sequence[str] | MediaError], config: TextAugment, *, seeds: np.ndarray,
+    limits: Limits,
+) -> Copies:  # fmt: skip
+    """Changed copies of texts.
+
+    Args:
+        said: what each copy of each value is before it is changed: the value itself, or the same in other words.
+        seeds: and the result, as of `copy_images`.
+    """
+    copies: Copies = []
+    for text, versions, own in zip(values, said, seeds, strict=True):
+        error = text_error(text, limits=limits) or (versions if isinstance(versions, MediaError) else None)
+        copies.append(error or [augment_text(v, config, seed=int(s)) for v, s in zip(versions, own, strict=True)])  # type: ignore[arg-type]
+    return copies
 
 
 def speak_texts(values: Sequence[str], *, seeds: np.ndarray, limits: Limits) -> Copies:

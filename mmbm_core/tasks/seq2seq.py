@@ -167,12 +167,13 @@ class Seq2SeqTask(Task):
             length_penalty=self.config.length_penalty,
         )  # fmt: skip
 
-    def sample(self, view: Representation, sampling: Sampling) -> list[str]:
-        """A text for each row, drawn token by token; with a seed, a call repeats."""
-        seeds = np.random.SeedSequence(sampling.seed).generate_state(len(view.present))
-        each = [replace(sampling, seed=int(seed)) for seed in seeds]
-        said: list[list[int]] = [[] for _ in each]
-        for steps in generate_tokens(self.decoder, view.fused.tokens, view.fused.mask, each):
+    def sample(self, view: Representation, sampling: Sampling | Sequence[Sampling]) -> list[str]:
+        """A text for each row, drawn token by token; with a seed, a call repeats. Several samplings: one a row."""
+        if isinstance(sampling, Sampling):
+            seeds = np.random.SeedSequence(sampling.seed).generate_state(len(view.present))
+            sampling = [replace(sampling, seed=int(seed)) for seed in seeds]
+        said: list[list[int]] = [[] for _ in sampling]
+        for steps in generate_tokens(self.decoder, view.fused.tokens, view.fused.mask, sampling):
             for step in steps:
                 said[step.row].append(step.token)
         return [self.decoder.text(ids) for ids in said]

@@ -28,7 +28,7 @@ from pipelines.preview import preview
 from pipelines.recipe import known_recipes
 from pipelines.request import RowsSettings
 from pipelines.stream import checked
-from tests.bundles import make_model, save_bundle
+from tests.bundles import make_model, make_talker, save_bundle
 from tests.pipelines.conftest import EmbeddingHere
 from tests.samples import audio_file, image_file, tone
 from workers.spec import UnitSpec
@@ -251,11 +251,37 @@ def test_rows_without_a_label_get_one_that_a_model_is_sure_of(
     copied = augment({**recipe, **FLIP}, bare, output="copied")
     for id in sure:
         assert copied.rows[f"{id}~2"]["label"] == done.rows[id]["label"]
-    with pytest.raises(UsageError, match="no task 'none'; of those that do there are: seen"):
+    with pytest.raises(UsageError, match="no task 'none' of label; there are: seen"):
         augment({"copies": 0, "label": {"model": bundle, "task": "none"}}, write("c.parquet", rows), output="none")
     numbers = [{**row, "label": n} for n, row in enumerate(pictures(3))]
     with pytest.raises(UsageError, match="column 'label' holds int64"):
         augment({"copies": 0, "label": {"model": bundle}}, write("d.parquet", numbers), output="none")
+
+
+def test_texts_are_said_in_other_words(augment: Any, write: Any, text_model: str, tmp_path: Path) -> None:
+    model = make_talker(text_model)
+    bundle = save_bundle(tmp_path / "bundle", model)
+    rows = [{"id": f"r{n}", "text": f"{n} red discs", "label": n} for n in range(5)] + [{"id": "none", "text": None}]
+    recipe = {"copies": 3, "translate": {"there": bundle, "back": bundle, "temperature": 1.0}}
+    source = write("a.jsonl", rows)
+    done = augment(recipe, source)
+    copies = [done.rows[f"r{n}~{k}"]["text"] for n in range(5) for k in (1, 2, 3)]
+    assert len(set(copies)) > 10 and all(done.rows[f"r{n}~1"]["label"] == n for n in range(5))
+    assert augment(recipe, source, output="cut", unit_rows=2).rows == done.rows
+    likeliest = augment({**recipe, "translate": {"there": bundle, "back": bundle, "temperature": 0.0}}, source,
+                        output="likeliest")  # fmt: skip
+    predictor = Predictor(model)
+
+    def translate(text: str, **options: Any) -> str:
+        items = {"text": model.encoders["text"].prepare("text", [text])[0]}  # type: ignore[operator]
+        return predictor.search("german", [items], **options)[0]  # type: ignore[list-item]
+
+    for n in range(5):
+        expected = translate(translate(f"{n} red discs"), beams=1)
+        assert [likeliest.rows[f"r{n}~{k}"]["text"] for k in (1, 2, 3)] == [expected] * 3
+    other = save_bundle(tmp_path / "other", make_model(text_model, modalities=("text",)))
+    with pytest.raises(UsageError, match="0 tasks of translation"):
+        augment({**recipe, "translate": {"there": bundle, "back": other}}, source, output="none")
 
 
 def test_a_row_that_has_nothing_to_change_stays_as_it_is(augment: Any, write: Any) -> None:
