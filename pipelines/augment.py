@@ -1,20 +1,15 @@
 """`mmbm augment`: a dataset in, the dataset with changed copies of its rows out."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-import ray
-
-from mmbm_core.augment.recipe import AugmentRecipe, BackTranslation, PseudoLabels
+from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
-from mmbm_core.saved import read_bundle
+from pipelines.bundle_tasks import BundleTask, find_task
 from pipelines.common import (
     check_nodes_share,
     check_same_schema,
@@ -26,25 +21,21 @@ from pipelines.common import (
     urls_of,
 )
 from pipelines.gate import judge
-from pipelines.parallel import in_tasks
-from pipelines.progress import Progress, say
+from pipelines.labels import balance_classes, settle_labels
+from pipelines.progress import say
 from pipelines.recipe import FOLDER, read_recipe
 from pipelines.request import RowsRequest
 from pipelines.sample import SourceSample
 from pipelines.stream import Pool, Stream
-from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec, LabelSpec, confidence_column
-from workers.bundles import local_bundle
+from workers.augmentation import PROVENANCE, AugmentationWorker, AugmentSpec, confidence_column
 from workers.columns import choose_encodings, kept_columns, refuse_names
-from workers.labels import count_labels
 from workers.output import AUGMENT, Output
-from workers.readers.base import UnitSize, UnreadableSource
+from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet
-from workers.resources import PLANNER_CPUS, WorkerResources, living_nodes, plan_workers
-from workers.spec import fingerprint
+from workers.resources import WorkerResources, living_nodes, plan_workers
 
 RECIPES = FOLDER / "augment"
 _UNIT = UnitSize(rows=1024, size_bytes=16 << 20)
-_MAX_CLASSES = 100_000
 
 
 class AugmentRequest(RowsRequest):
@@ -80,7 +71,7 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
         if request.recipe.gate is not None:
             spec = replace(spec, refused=judge(request.recipe.gate, request, output))
         if request.recipe.balance is not None:
-            spec = replace(spec, balance=_balance(request.recipe, spec, inputs))
+            spec = replace(spec, balance=balance_classes(request.recipe, spec, inputs))
         finished = output.entries() if earlier else {}
         books = start_books(request, spec, AUGMENT, _describe(request, spec), finished=finished)
         changed = ", ".join(f"{each.name} ({'spoken' if each.spoken else each.modality})" for each in spec.changed)
@@ -103,11 +94,12 @@ def make_spec(
     Raises:
         UsageError: no such column, nothing to change, or names that the output needs itself.
     """
-    schema, s = source.input_schema, request.settings
-    encodings = settle_columns(request, source)
-    recipe, bundles = request.recipe, dict[str, str]()
-    labels = _settle_labels(recipe.label, encodings, schema, bundles) if recipe.label else None
-    translations = _settle_translations(recipe.translate, bundles) if recipe.translate else None
+    schema, s, recipe = source.input_schema, request.settings, request.recipe
+    labels, translate = recipe.pseudo_labels, recipe.translate
+    labelling = find_task(labels.model, labels.task, ("recognition", "understanding")) if labels else None
+    translations = [find_task(model, None, ("translation",), modality="text") for model in
+                    ((translate.there, translate.back) if translate else ())]  # fmt: skip
+    encodings = settle_columns(request, source, also=tuple(labelling.inputs) if labelling else ())
     id_column = settle_ids(request, schema)
     kept = kept_columns(schema, encodings, id_column=id_column, drop=s.dropped, keep_media=True)
     size_bytes = unit_bytes(source, resources, most=_UNIT.size_bytes)
@@ -115,26 +107,42 @@ def make_spec(
         source_schema=schema, encodings=encodings, kept=tuple(kept), id_column=id_column, explode=request.explode,
         urls=urls_of(request, inputs), output=output, format=inputs.format, on_bad_modality=request.on_bad_modality,
         limits=request.limits, unit_size=UnitSize(rows=s.unit_rows or _UNIT.rows, size_bytes=size_bytes),
-        changes=request.recipe, seed=request.seed, refused={}, labels=labels,
-        translations=translations, bundles=bundles,
+        changes=recipe, seed=request.seed, refused={},
+        labels=settle_labels(labels, labelling, encodings, schema, kept=kept) if labels and labelling else None,
+        translations=tuple(task.name for task in translations),
+        bundles=_versions(recipe, labelling, translations),
     )  # fmt: skip
     _check_names(spec)
     return spec
 
 
-def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encoding, ...]:
+def _versions(recipe: AugmentRecipe, labels: BundleTask | None, translations: Sequence[BundleTask]) -> dict[str, str]:
+    """Of the bundles that a recipe uses."""
+    found = {recipe.pseudo_labels.model: labels.version} if recipe.pseudo_labels and labels else {}
+    if recipe.translate is not None:
+        both = zip((recipe.translate.there, recipe.translate.back), translations, strict=True)
+        found |= {model: task.version for model, task in both}
+    return found
+
+
+def settle_columns(
+    request: AugmentRequest, source: SourceSample, *, also: Sequence[Modality] = ()
+) -> tuple[Encoding, ...]:
     """What rows consist of: columns that are changed or spoken, and the others, which show that a row has something.
+
+    Args:
+        also: modalities that are read.
 
     Raises:
         UsageError: no such column, or one that a change could not be written back to.
     """
     recipe, schema = request.recipe, source.input_schema
-    if not recipe.changed and recipe.label is None:
+    if not recipe.changed and not also:
         return ()
     needed: list[Modality] = list(recipe.changed)
     needed += ["text"] if recipe.speak and "text" not in needed else []
     encodings = choose_encodings(schema, source.rows, given=request.columns, available=list(MODALITIES))
-    read = {*needed, *(MODALITIES if recipe.label else ())}
+    read = {*needed, *also}
     encodings = tuple(e for e in encodings if e.modality in read or not e.uri)  # what is not changed is not fetched
     found = {e.modality for e in encodings}
     lacking = [m for m in needed if m not in found and not (m == "audio" and recipe.speak)]
@@ -147,79 +155,6 @@ def settle_columns(request: AugmentRequest, source: SourceSample) -> tuple[Encod
         if encoding.modality in needed and encoding.column not in schema.names:
             raise UsageError(f"column {encoding.column} lies inside another one and can't be changed there")
     return encodings
-
-
-def _settle_labels(
-    config: PseudoLabels, encodings: Sequence[Encoding], schema: pa.Schema, bundles: dict[str, str]
-) -> LabelSpec:
-    """The task of the bundle, and the columns that it reads; `bundles` gets its version.
-
-    Raises:
-        UsageError: no such bundle or task, nothing that it reads, or labels of another type than the column's.
-    """
-    name, task = _task_of(config.model, config.task, "label", bundles)
-    columns: dict[Modality, str] = {}
-    for modality, own in task["inputs"].items():
-        found = [e.column for e in encodings if e.modality == modality]
-        if found:
-            columns[modality] = own if own in found else found[0]
-    if not columns:
-        wanted = ", ".join(task["inputs"])
-        raise UsageError(f"{config.model} labels by {wanted}, and no column of {', '.join(schema.names)} holds any")
-    kind = schema.field(config.column).type if config.column in schema.names else pa.string()
-    try:
-        pa.array(task["labels"], pa.string()).cast(kind)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"column {config.column!r} holds {kind}, and the labels of {config.model} are none") from error
-    return LabelSpec(config=config, task=name, columns=columns, type=kind)
-
-
-def _settle_translations(config: BackTranslation, bundles: dict[str, str]) -> tuple[str, str]:
-    """The tasks that translate there and back; `bundles` gets the versions.
-
-    Raises:
-        UsageError: no such bundles.
-    """
-    there, back = (_task_of(model, None, "translation", bundles)[0] for model in (config.there, config.back))
-    return there, back
-
-
-def _task_of(model: str, name: str | None, what: str, bundles: dict[str, str]) -> tuple[str, dict[str, Any]]:
-    """Name and config of the one task of a bundle that has such a key or is of such a kind.
-
-    Raises:
-        UsageError: no such bundle or task, or several.
-    """
-    with local_bundle(model) as folder:
-        content = read_bundle(folder)
-    bundles[model] = fingerprint(content["files"])
-    tasks = {n: task for n, task in content["spec"]["tasks"].items() if what in (*task, task["kind"])}
-    if name not in tasks and (name is not None or len(tasks) != 1):
-        asked = f"no task {name!r}" if name is not None else f"{len(tasks)} tasks"
-        raise UsageError(f"{model} has {asked} of {what}; there are: {', '.join(tasks) or 'none'}")
-    name = name or next(iter(tasks))
-    return name, tasks[name]
-
-
-def _balance(recipe: AugmentRecipe, spec: AugmentSpec, inputs: InputSet) -> dict[str, float]:
-    """Copies of a row of each class, on average, so that all have as many rows."""
-    assert recipe.balance is not None
-    units = []
-    for storage, source in inputs.sources():
-        with suppress(UnreadableSource):  # the run itself quarantines it
-            units += [(storage, unit) for unit in inputs.reader.units(storage, source, _UNIT)]
-    progress = Progress(f"counting {recipe.balance}")
-    counts: Counter[str] = Counter()
-    lean, count = ray.put(replace(spec, refused={})), ray.remote(num_cpus=PLANNER_CPUS)(count_labels)
-    for number, found in enumerate(in_tasks(count, [(lean, recipe.balance, s, u) for s, u in units])):
-        counts.update(found)
-        progress.update(rows=counts.total(), fraction=(number + 1) / len(units))
-    progress.close()
-    if not counts or len(counts) > _MAX_CLASSES:
-        raise UsageError(f"column {recipe.balance!r} has {len(counts):,} classes: 1 to {_MAX_CLASSES:,} are balanced")
-    kept = int(recipe.keep_source)
-    most = max(counts.values())
-    return {label: (most * (recipe.copies + kept) - kept * count) / count for label, count in sorted(counts.items())}
 
 
 def _check_names(spec: AugmentSpec) -> None:

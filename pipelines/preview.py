@@ -28,6 +28,8 @@ def preview(request: AugmentRequest) -> dict[str, Any]:
     Raises:
         UsageError: what a run would refuse, this refuses too.
     """
+    recipe = request.recipe.model_copy(update={"balance": None})  # which counts all rows: each shows `copies` here
+    request = request.model_copy(update={"recipe": recipe})
     inputs, source = open_input(request)
     storage, folder = open_location(request.output)
     output = Output(storage=storage, folder=folder)
@@ -72,7 +74,7 @@ def _versions(spec: AugmentSpec, columns: dict[str, list[list[Any]]], row: int) 
     modality = {each.name: each.modality for each in spec.changed}
     return [
         {name: _shown(modality[name], column[row][k]) for name, column in columns.items()}
-        for k in range(max(len(column[row]) for column in columns.values()))
+        for k in range(max((len(column[row]) for column in columns.values()), default=1))
     ]
 
 

@@ -17,6 +17,7 @@ from mmbm_core.augment.values import Copies, copy_images, copy_sounds, copy_text
 from mmbm_core.errors import MediaError
 from mmbm_core.rows import Cell, Encoding
 from mmbm_core.sample import AUGMENTATION, ID, MODALITIES, SOURCE_ID, Modality
+from workers.bundles import check_versions
 from workers.columns import column_type
 from workers.guard import Rows
 from workers.labels import Label, Labeller
@@ -47,7 +48,7 @@ class AugmentSpec(UnitSpec):
     balance: Mapping[str, float] = field(default_factory=dict)
     """Copies of a row of each class, on average, where the recipe balances them."""
     labels: "LabelSpec | None" = None
-    translations: tuple[str, str] | None = None
+    translations: tuple[str, ...] = ()
     """Tasks of the bundles that translate there and back."""
     bundles: Mapping[str, str] = field(default_factory=dict)
     """Version of each bundle that copies or labels come from."""
@@ -55,9 +56,8 @@ class AugmentSpec(UnitSpec):
     @cached_property
     def recipe(self) -> str:  # type: ignore[override]
         """Hash of all that decides what the copies of a value are."""
-        given = [self.changes.model_dump(mode="json"), self.seed, asdict(self.limits), dict(self.refused)]
-        more = [dict(self.balance), dict(self.bundles)]
-        return fingerprint(given + (more if any(more) else []))
+        settings = [self.changes.model_dump(mode="json"), self.seed, asdict(self.limits)]
+        return fingerprint([*settings, dict(self.refused), dict(self.balance), dict(self.bundles)])
 
     @cached_property
     def changed(self) -> tuple["Changed", ...]:
@@ -143,6 +143,7 @@ class AugmentationWorker(UnitWorker):
 
     def __init__(self, spec: AugmentSpec) -> None:
         torch.set_num_threads(1)
+        check_versions(spec.bundles)
         self.spec: AugmentSpec = spec
         labels = spec.labels
         self._labeller = Labeller(labels.config, labels.task, labels.columns, limits=spec.limits) if labels else None
@@ -155,7 +156,7 @@ class AugmentationWorker(UnitWorker):
 
 def make_translator(spec: AugmentSpec) -> BackTranslator | None:
     """What says texts in other words, where the recipe asks for that."""
-    if spec.changes.translate is None or spec.translations is None:
+    if spec.changes.translate is None:
         return None
     return BackTranslator(spec.changes.translate, spec.translations, limits=spec.limits)
 
@@ -173,14 +174,21 @@ class _AugmentationRun(UnitRun):
     def _add(self, chunk: Chunk) -> None:
         for rows in self.guard(chunk, self.quarantine):
             rows = self._keep(rows, [self.spec.refused.get(id, "") for id in rows.ids], "gate")
+            before = self._cut
             labels = self._labeller(rows) if self._labeller else None
             if labels is not None:
                 rows = self._keep(rows, [label.error for label in labels], "label")
                 labels = [label for label in labels if not label.error]
             columns, errors = change_rows(self.spec, rows, self._translator)
+            self.counts["values_cut"] += self._cut - before
             modalities = _modalities(self.spec, rows, errors)
             good = self.sift(rows, errors, modalities, ["augment"] * len(rows.ids))
             self.tables += self._tables(rows, columns, labels, good)
+
+    @property
+    def _cut(self) -> int:
+        """Values that models have cut so far."""
+        return sum(model.values_cut for model in (self._labeller, self._translator) if model)
 
     def _keep(self, rows: Rows, errors: Sequence[str], stage: str) -> Rows:
         """The rows that nothing is wrong with; the others are quarantined."""
@@ -247,7 +255,7 @@ def _copies(spec: AugmentSpec, rows: Rows) -> list[int]:
         return [spec.changes.copies] * len(rows.ids)
     found = []
     for id, label in zip(rows.ids, rows.table[spec.changes.balance].to_pylist(), strict=True):
-        whole, part = divmod(spec.balance.get(str(label), 0.0), 1)
+        whole, part = divmod(spec.changes.copies if label is None else spec.balance.get(str(label), 0.0), 1)
         found.append(int(whole) + (sample_seed(spec.seed, id, "balance") < part * 2**62))
     return found
 

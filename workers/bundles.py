@@ -1,13 +1,16 @@
 """Bundles wherever they lie: as a local folder for as long as they are loaded."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmbm_core.errors import UsageError
 from mmbm_core.names import BUNDLE_FILE, model_names, split_part
 from mmbm_core.sample import Modality
+from mmbm_core.saved import read_bundle
+from workers.spec import fingerprint
 from workers.storage import open_location
 
 SIBLINGS = "siblings"
@@ -38,6 +41,28 @@ def local_bundle(location: str, *, whole: bool = True) -> Iterator[Path]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(storage.read_bytes(entry.path))
         yield Path(temporary)
+
+
+def read_version(folder: Path) -> tuple[dict[str, Any], str]:
+    """bundle.json, its files checked, and a fingerprint of all that decides what the bundle says.
+
+    Raises:
+        UsageError: as `read_bundle`.
+    """
+    content = read_bundle(folder)
+    return content, fingerprint([content["files"], content["spec"]])
+
+
+def check_versions(bundles: Mapping[str, str]) -> None:
+    """See that bundles are those that a run was planned with.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for location, version in bundles.items():
+        with local_bundle(location) as folder:
+            if read_version(folder)[1] != version:
+                raise UsageError(f"{location} is another bundle here than the run was planned with: run it again")
 
 
 @contextmanager

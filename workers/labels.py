@@ -1,7 +1,7 @@
 """Labels of rows: how many of each there are, and those that a trained model gives to rows that have none."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from workers.guard import Quarantine, RowGuard, Rows, uri_base
 from workers.readers import get_reader
 from workers.readers.base import Unit, UnreadableSource
 from workers.serving.engine import Classify, Engine, Prepared
-from workers.spec import UnitSpec
 from workers.storage import Storage, is_trouble
+
+_BATCH = 64
+"""Rows that the model sees at once."""
 
 
 class Label(NamedTuple):
@@ -38,18 +40,28 @@ class Labeller:
     def __init__(self, config: PseudoLabels, task: str, columns: Mapping[Modality, str], *, limits: Limits) -> None:
         self.config, self.task, self.columns = config, task, columns
         self._engine = Engine(config.model, device="cpu", threads=1, precision="exact", limits=limits)
+        self.values_cut = 0
+        """Values so far of which the model saw the beginning only."""
 
     def __call__(self, rows: Rows) -> list[Label]:
         """The label of each row: its own, or one that the bundle gives it."""
         own = rows.table.column_names.count(self.config.column)
         found = [Label(v) for v in rows.table[self.config.column].to_pylist()] if own else [Label() for _ in rows.ids]
         lacking = [row for row, label in enumerate(found) if label.value is None]
-        prepared = dict(zip(lacking, self._engine.prepare([self._values(rows, row) for row in lacking]), strict=True))
-        asked = {row: each.row for row, each in prepared.items() if isinstance(each, Prepared) and each.row}
+        for at in range(0, len(lacking), _BATCH):
+            part = lacking[at : at + _BATCH]
+            for row, answer in zip(part, self._ask([self._values(rows, row) for row in part]), strict=True):
+                found[row] = self._label(answer)
+        return found
+
+    def _ask(self, values: Sequence[Mapping[Modality, Any]]) -> list[Any]:
+        """What the model says of each row; where it says nothing, what it was asked, or what is wrong with that."""
+        found: list[Any] = self._engine.prepare(values)
+        asked = {i: each.row for i, each in enumerate(found) if isinstance(each, Prepared) and each.row}
+        self.values_cut += sum(item.cut for row in asked.values() for item in row.values())
         answers = self._engine.run(Classify(self.task), list(asked.values())) if asked else []
-        answered = dict(zip(asked, answers, strict=True))
-        for row in lacking:
-            found[row] = self._label(answered.get(row, prepared[row]))
+        for i, answer in zip(asked, answers, strict=True):
+            found[i] = answer
         return found
 
     def _values(self, rows: Rows, row: int) -> dict[Modality, Any]:
@@ -71,16 +83,21 @@ class Labeller:
         return Label(label, confidence)
 
 
-def count_labels(spec: UnitSpec, column: str, storage: Storage, unit: Unit) -> Counter[str]:
-    """How many rows of a unit have each label; those of rows that can't be read count for nothing."""
-    lean: Any = replace(spec, encodings=(), kept=(column,))
+def count_labels(spec: Any, column: str, storage: Storage, unit: Unit) -> Counter[str]:
+    """How many rows of a unit have each label; those that can't be read or are refused count for nothing.
+
+    Args:
+        spec: of the run, an AugmentSpec.
+    """
+    lean = replace(spec, encodings=(), kept=(column,))
     base = uri_base(storage, unit.source)
     guard = RowGuard(lean, uri=storage.uri(unit.source.path), relative=unit.source.relative, base=base)
     counts: Counter[str] = Counter()
     try:
         for chunk in get_reader(spec.format).read(storage, unit, guard.schema):
             for rows in guard(chunk, Quarantine()):
-                counts.update(str(label) for label in rows.table[column].to_pylist() if label is not None)
+                both = zip(rows.ids, rows.table[column].to_pylist(), strict=True)
+                counts.update(str(label) for id, label in both if label is not None and id not in spec.refused)
     except UnreadableSource as error:
         if is_trouble(error):
             raise

@@ -20,7 +20,7 @@ from deploy.serving.gateway import Gateway
 from deploy.serving.guard import Guard
 from deploy.serving.replica import Replica, check_space, scale
 from deploy.serving.routes import make_routes
-from deploy.serving.settings import Application, ServeSettings, key_digests
+from deploy.serving.settings import MAX_REQUESTS, Application, ServeSettings, key_digests
 from mmbm_core.errors import UsageError
 from workers.serving.engine import ModelFacts, spaces_of
 
@@ -30,7 +30,7 @@ _ENDS_S = 15.0
 """After timeout_s, until the ingress has surely answered: killed sooner it would lose requests."""
 
 
-@serve.deployment(name=INGRESS, max_ongoing_requests=2048, ray_actor_options={"num_cpus": 0.05})
+@serve.deployment(name=INGRESS, max_ongoing_requests=MAX_REQUESTS, ray_actor_options={"num_cpus": 0.05})
 @serve.ingress()
 class Ingress:
     """Speaks HTTP; holds no model.
@@ -113,7 +113,7 @@ def check_spaces(models: Mapping[str, str], *, allowed: bool) -> None:
     for name, model in {} if allowed else models.items():
         facts = _served_now(name)
         if facts is not None and facts.model != model:
-            check_space(model, spaces_of(model), served=facts.model, spaces_served=facts.spaces)
+            check_space(model, spaces_of(model), other=facts.model, spaces_other=facts.spaces)
 
 
 async def _facts(name: str, app: str) -> ModelFacts:

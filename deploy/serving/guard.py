@@ -30,7 +30,7 @@ class Guard:
         self.app, self.metrics = app, metrics
         self.digests = [digest.encode() for digest in digests]
         self.body_bytes, self.body_s = settings.body_bytes, settings.timeout_s
-        self.most = settings.requests
+        self.max_running = settings.requests
         self.draining = False
         """True refuses every new request."""
         self.running = 0
@@ -56,7 +56,8 @@ class Guard:
                 raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=1.0)
             if not _OPEN.fullmatch(scope["path"]):
                 self._check_key(headers.get(b"authorization", b""))
-                if self.running > self.most and scope["method"] == "POST":
+                if self.running > self.max_running and scope["method"] == "POST":
+                    self.metrics.refused(model="", code="overloaded")
                     raise ApiError(429, "the server is busy; try again later", code="overloaded", retry_after_s=1.0)
             await self.app(scope, await self._body(receive), answer)
         except ApiError as error:

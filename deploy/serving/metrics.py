@@ -18,7 +18,8 @@ class Metrics:
         )  # fmt: skip
         self._items = Counter("mmbm_items", "Rows that a model was asked about", ["model", "work"], **options)  # type: ignore[arg-type]
         self._tokens = Counter("mmbm_tokens", "Tokens of their texts", ["model"], **options)  # type: ignore[arg-type]
-        self._errors = Counter("mmbm_errors", "Requests that a model did not answer", ["model", "code"], **options)  # type: ignore[arg-type]
+        told = "Requests that a model did not answer; without a model: those that were too many at once"
+        self._errors = Counter("mmbm_errors", told, ["model", "code"], **options)  # type: ignore[arg-type]
         self._load = {
             name: Gauge(f"mmbm_{name}", what, ["model", "replica"], **options)  # type: ignore[arg-type]
             for name, what in {
@@ -43,7 +44,7 @@ class Metrics:
         self._tokens.labels(model).inc(tokens)
 
     def refused(self, *, model: str, code: str) -> None:
-        """A model has not."""
+        """A model has not; "" where it was not even asked."""
         self._errors.labels(model, code).inc()
 
     def load(self, *, model: str, replica: str, values: dict[str, float]) -> None:

@@ -50,7 +50,7 @@ class Version(BaseModel):
     model: str = ""
     """Instead of the one that the application's arguments name."""
     allow_new_space: bool = False
-    """May its vectors be others than that one's?"""
+    """May its vectors not compare with that one's?"""
 
 
 class _Live:
@@ -119,15 +119,20 @@ class Replica:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Load a model beside the one that answers, try it, and let it take over; `config` as `Version` has it.
 
-        One that can't be loaded, does not work or has another space changes nothing, where another one answers.
+        One that can't be loaded, does not work or has another space than the application's own changes nothing where
+        another one answers. A replica that starts with it fails, rather than answer in another space than the others.
         """
+        loop = asyncio.get_running_loop()
         try:
             version = Version.model_validate(config)
-            if self._live is None or self._live.engine.facts.model != (version.model or self.model):
-                live = await asyncio.get_running_loop().run_in_executor(None, self._load, version)
+            model = version.model or self.model
+            if self._live is None or self._live.engine.facts.model != model:
+                live = await loop.run_in_executor(None, self._load, model, version.allow_new_space)
                 before, self._live = self._live, live
                 if before is not None:
                     before.close()
+            else:
+                await loop.run_in_executor(None, self._check_space, self._live, version.allow_new_space)
             self.update_error = ""
         except Exception as error:
             if self._live is None:
@@ -135,24 +140,29 @@ class Replica:
             traceback.print_exception(error)
             self.update_error = f"{type(error).__name__}: the model that was deployed last can't be used; see the log"
 
-    def _load(self, version: Version) -> _Live:
+    def _load(self, model: str, allow_new_space: bool) -> _Live:
         """Loaded, and tried on something small.
 
         Raises:
-            UsageError: its vectors do not compare with those of `model`.
+            UsageError: as `_check_space`.
         """
-        live = _Live(version.model or self.model, self.settings)
+        live = _Live(model, self.settings)
         try:
             live.try_out()
-            if version.model in ("", self.model):
-                self._spaces = dict(live.engine.facts.spaces)
-            elif not version.allow_new_space:
-                self._spaces = self._spaces or spaces_of(self.model)
-                check_space(version.model, live.engine.facts.spaces, served=self.model, spaces_served=self._spaces)
+            self._check_space(live, allow_new_space)
         except Exception:
             live.close()
             raise
         return live
+
+    def _check_space(self, live: _Live, allowed: bool) -> None:
+        """Raises UsageError where its vectors do not compare with those of the application's own model."""
+        facts = live.engine.facts
+        if facts.model == self.model:
+            self._spaces = dict(facts.spaces)
+        elif not allowed:
+            self._spaces = self._spaces or spaces_of(self.model)
+            check_space(facts.model, facts.spaces, other=self.model, spaces_other=self._spaces)
 
     async def facts(self) -> ModelFacts:
         """What the model is."""
@@ -229,19 +239,19 @@ class Replica:
             raise RuntimeError(f"a batch has run for {running_s:.0f} s")
 
 
-def check_space(model: str, spaces: Mapping[str, str], *, served: str, spaces_served: Mapping[str, str]) -> None:
+def check_space(model: str, spaces: Mapping[str, str], *, other: str, spaces_other: Mapping[str, str]) -> None:
     """Vectors that clients keep are comparable within one space only.
 
     Args:
         spaces: the fingerprint of each encoder.
 
     Raises:
-        UsageError: `model` has other spaces than the one that is served.
+        UsageError: a model has other spaces than the one in whose place it would answer.
     """
-    if sorted(spaces.values()) != sorted(spaces_served.values()):
+    if sorted(spaces.values()) != sorted(spaces_other.values()):
         raise UsageError(
-            f"{model} has another vector space ({', '.join(spaces.values())}) than {served}, which is served "
-            f"({', '.join(spaces_served.values())}): vectors that clients keep would no longer compare. Serve it by "
+            f"{model} has another vector space ({', '.join(spaces.values())}) than {other} "
+            f"({', '.join(spaces_other.values())}): vectors that clients keep would no longer compare. Serve it by "
             "another name, or set allow_new_space: true"
         )
 

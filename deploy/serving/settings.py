@@ -15,6 +15,8 @@ from mmbm_core.urls import UrlPolicy
 
 KEYS_VARIABLE = "MMBM_API_KEYS"
 _SHORTEST_KEY = 8
+MAX_REQUESTS = 2048
+"""That the ingress has under way at once."""
 
 
 class ServeSettings(BaseModel):
@@ -33,7 +35,9 @@ class ServeSettings(BaseModel):
     queue_batches: int = Field(16, ge=1, description="batches that may wait; beyond them requests are refused")
     chat_rows: int = Field(32, ge=1, description="texts that a replica generates at once")
     chat_queue: int = Field(128, ge=1, description="texts that may wait; beyond them requests are refused")
-    requests: int = Field(512, ge=1, description="that are under way at once; beyond them they are refused")
+    requests: int = Field(
+        512, ge=1, le=MAX_REQUESTS, description="that are under way at once; beyond them they are refused"
+    )
     timeout_s: float = Field(30.0, gt=0, description="a request that takes longer ends with 504")
     body_bytes: int = Field(32 << 20, ge=1024, description="of a request's body")
     items: int = Field(2048, ge=1, description="texts of one request")

@@ -10,6 +10,9 @@ from mmbm_core.augment.text import TextAugment
 from mmbm_core.names import DEFAULT_MODEL
 from mmbm_core.sample import MODALITIES, Modality
 
+MAX_COPIES = 1000
+"""Of a row."""
+
 
 class Gate(BaseModel):
     """Rows that are left out, with all that would be made of them."""
@@ -66,12 +69,12 @@ class AugmentRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: Gate | None = None
-    label: PseudoLabels | None = None
-    copies: Annotated[int, Field(ge=0, le=1000)] = 1
+    pseudo_labels: PseudoLabels | None = None
+    copies: Annotated[int, Field(ge=0, le=MAX_COPIES)] = 1
     """Changed rows that are made of each row."""
     balance: str | None = None
-    """A column of labels: rows of rarer classes get more copies, so that all classes have as many rows as the most
-    frequent one gets by `copies`."""
+    """A column of labels: rows of rarer classes get more copies, so that all classes have about as many rows as the
+    most frequent one gets by `copies`. Rows without a label get `copies`."""
     keep_source: bool = True
     """Does the row itself go into the output too? One that has nothing to change then goes there without copies."""
     image: ImageAugment | None = None
@@ -84,11 +87,11 @@ class AugmentRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentRecipe":
-        if not self.changed and self.gate is None and self.label is None:
-            raise ValueError("nothing would change: name image, audio, text, translate, speak, gate or label")
+        if not self.changed and self.gate is None and self.pseudo_labels is None:
+            raise ValueError("nothing would change: name image, audio, text, translate, speak, gate or pseudo_labels")
         if bool(self.changed) != bool(self.copies):
             raise ValueError("copies are what changes make: give both, or copies: 0 and neither")
-        if self.balance is not None and (not self.changed or self.label is not None):
+        if self.balance is not None and (not self.changed or self.pseudo_labels is not None):
             raise ValueError("balance adds copies by the labels that rows have: name a change, and label rows before")
         if self.speak and self.audio is not None:
             raise ValueError("speak makes sounds with noise and room of their own: leave audio out")

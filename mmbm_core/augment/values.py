@@ -47,7 +47,7 @@ def copy_images(values: Sequence[bytes], config: ImageAugment, *, seeds: np.ndar
             copies[i] = error
             continue
         window.setdefault(pixels.shape, []).append((i, pixels))
-        held_bytes += pixels.nbytes * seeds.shape[1]
+        held_bytes += pixels.nbytes * max(1, seeds.shape[1])
         if held_bytes > _WINDOW_BYTES:
             _copy_window(window, values, config, seeds, copies)
             window, held_bytes = {}, 0

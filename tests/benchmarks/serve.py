@@ -6,7 +6,7 @@
 All serve the same MiniLM and the same small CLIP with one thread, one server after the other, in turns; outputs are
 compared. Float32, but for the two that say otherwise. Closed loop: each client asks one request after the other. Open
 loop (`mmbm serve --throughput` alone): requests come at random times at a share of what the closed loop reached, and
-latency counts from when they were to come. Chat: streams of generated text, one alone and eight together.
+latency counts from when they were to come. Chat: streams of generated text, one alone, and 8 and 32 together.
 """
 
 import argparse

@@ -209,11 +209,18 @@ def test_rarer_classes_get_more_copies(augment: Any, write: Any) -> None:
     recipe = {"image": {"flip": True}, "copies": 1, "balance": "label"}
     done = augment(recipe, source)
     counts = Counter(row["label"] for row in done.rows.values())
-    assert counts == {"many": 12, "two": 12, "one": 12, "three": 12, None: 1}
+    assert counts == {"many": 12, "two": 12, "one": 12, "three": 12, None: 2}
     cut = augment(recipe, source, output="cut", unit_rows=2)
     assert cut.rows == done.rows
     uneven = augment(recipe, write("b.parquet", rows[:6] + rows[10:12]), output="uneven")  # 12 rows of 2 is 5 each
     assert Counter(row["label"] for row in uneven.rows.values()) == {"many": 12, "three": 12}
+    with pytest.raises(UsageError, match=r"label 'one' has 1 rows .* takes 5999 copies of each"):
+        augment({**recipe, "copies": 999}, source, output="none")
+    gated = augment({**recipe, "gate": {"model": "efficientnet-lite0", "duplicates": 0.99}}, write(
+        "d.parquet", [*rows[:3], {**rows[0], "id": "twice"}, *rows[10:12]]
+    ), output="gated")  # fmt: skip
+    assert "twice" in gated.quarantine
+    assert Counter(row["label"] for row in gated.rows.values()) == {"many": 6, "three": 6}
     fifth = augment({**recipe, "keep_source": False}, write("c.parquet", rows[:5] + rows[10:]), output="fifth")
     found = Counter(row["label"] for row in fifth.rows.values())  # 5 / 3 copies of each: one or two
     assert found["many"] == 5 and 3 <= found["three"] <= 6
@@ -233,9 +240,12 @@ def test_rows_without_a_label_get_one_that_a_model_is_sure_of(
         if n not in (3, 5, 7):
             items = {m: model.encoders[m].prepare(m, [row[m]])[0] for m in ("image", "text") if row[m] is not None}  # type: ignore[operator]
             expected[row["id"]] = predictor.classify("seen", [items]).probabilities[0].numpy()
-    threshold = float(np.median([p.max() for p in expected.values()]))
-    recipe = {"copies": 0, "label": {"model": bundle, "confidence": threshold}}
-    done = augment(recipe, write("a.parquet", rows))
+    middle = sorted(p.max() for p in expected.values())[3:5]
+    threshold = float(np.mean(middle))
+    assert middle[1] - middle[0] > 1e-5  # a batch rounds otherwise than a row alone
+    recipe = {"copies": 0, "pseudo_labels": {"model": bundle, "confidence": threshold}}
+    source = write("a.parquet", rows)
+    done = augment(recipe, source)
     sure = {id: p for id, p in expected.items() if p.max() >= threshold}
     assert 0 < len(sure) < len(expected)
     assert done.rows.keys() == {"r3", *sure}
@@ -251,11 +261,16 @@ def test_rows_without_a_label_get_one_that_a_model_is_sure_of(
     copied = augment({**recipe, **FLIP}, bare, output="copied")
     for id in sure:
         assert copied.rows[f"{id}~2"]["label"] == done.rows[id]["label"]
-    with pytest.raises(UsageError, match="no task 'none' of label; there are: seen"):
-        augment({"copies": 0, "label": {"model": bundle, "task": "none"}}, write("c.parquet", rows), output="none")
+    assert augment(recipe, source, output="cut", unit_rows=2).rows.keys() == done.rows.keys()
+    with pytest.raises(UsageError, match=r"no task 'none'; it needs a task of .*: seen"):
+        augment(
+            {"copies": 0, "pseudo_labels": {"model": bundle, "task": "none"}}, write("c.parquet", rows), output="none"
+        )
     numbers = [{**row, "label": n} for n, row in enumerate(pictures(3))]
     with pytest.raises(UsageError, match="column 'label' holds int64"):
-        augment({"copies": 0, "label": {"model": bundle}}, write("d.parquet", numbers), output="none")
+        augment({"copies": 0, "pseudo_labels": {"model": bundle}}, write("d.parquet", numbers), output="none")
+    with pytest.raises(UsageError, match="can't be labelled"):
+        augment(recipe, source, output="none", drop_columns="label")
 
 
 def test_texts_are_said_in_other_words(augment: Any, write: Any, text_model: str, tmp_path: Path) -> None:
@@ -280,7 +295,7 @@ def test_texts_are_said_in_other_words(augment: Any, write: Any, text_model: str
         expected = translate(translate(f"{n} red discs"), beams=1)
         assert [likeliest.rows[f"r{n}~{k}"]["text"] for k in (1, 2, 3)] == [expected] * 3
     other = save_bundle(tmp_path / "other", make_model(text_model, modalities=("text",)))
-    with pytest.raises(UsageError, match="0 tasks of translation"):
+    with pytest.raises(UsageError, match="needs a task of translation that reads text, and has 0"):
         augment({**recipe, "translate": {"there": bundle, "back": other}}, source, output="none")
 
 

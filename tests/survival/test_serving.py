@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import yaml
 
 from tests.bundles import make_model, save_bundle
 from tests.checkpoints import save_text_model
-from tests.server import free_port
+from tests.server import Load, free_port
 from tests.survival.harness import ROOT, cluster, wait_for
 
 pytestmark = pytest.mark.slow
@@ -66,28 +65,13 @@ class Deployment:
 
 
 @contextmanager
-def load(app: Deployment) -> Iterator[list[tuple[int, float]]]:
-    """Four clients without a pause; the status and seconds of each answer."""
-    answers: list[tuple[int, float]] = []
-    stopping = threading.Event()
-
-    def ask() -> None:
-        while not stopping.is_set():
-            began = time.monotonic()
-            answers.append((app.embed("m").status_code, time.monotonic() - began))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
+def loaded(app: Deployment) -> Iterator[Load]:
+    """Four clients without a pause, all of whom are answered."""
+    with Load(lambda: app.embed("m").status_code) as load:
+        yield load
         time.sleep(1)
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
-    print(f"{len(answers)} answers, the slowest after {max(s for _, s in answers):.2f} s")
-    assert {status for status, _ in answers} == {200} and len(answers) > 50
+    print(f"{load.answers}, the slowest after {load.slowest_s:.2f} s")
+    assert set(load.answers) == {200} and load.answers[200] > 50
 
 
 def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
@@ -101,7 +85,7 @@ def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
         app.deploy(models={"m": first})
         wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
         before = app.model()["fingerprints"]
-        with load(app) as answers:
+        with loaded(app) as load:
             for wrong in (second, str(damaged)):
                 app.deploy({"m": {"model": wrong}}, models={"m": first})
                 wait_for(lambda: "deployed last can't be used" in app.model()["update_error"], every_s=0.5)
@@ -110,7 +94,7 @@ def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
                 wait_for(lambda: not app.model()["update_error"], every_s=0.5)
             app.deploy({"m": {"model": second, "allow_new_space": True}}, models={"m": first})
             wait_for(lambda: app.model()["fingerprints"] != before, every_s=0.5)
-        assert max(seconds for _, seconds in answers) < 10
+        assert load.slowest_s < 10
 
 
 def test_other_arguments_replace_the_replicas_without_a_failure(tmp_path: Path) -> None:
@@ -121,7 +105,7 @@ def test_other_arguments_replace_the_replicas_without_a_failure(tmp_path: Path) 
         app.deploy(models={"m": first})
         wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
         before = app.model()["fingerprints"]
-        with load(app):
+        with loaded(app):
             app.deploy(models={"m": second})
             wait_for(lambda: app.status()[0] == "DEPLOY_FAILED", every_s=1)
             assert "another vector space" in app.status()[1]

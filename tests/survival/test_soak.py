@@ -60,18 +60,21 @@ def test_nothing_fails_and_memory_is_flat(text_model: str, tmp_path: Path) -> No
     draw = random.Random(0)
     samples: list[dict[str, float]] = []
     try:
+        replicas = server.replicas()
         began = time.monotonic()
         with Load(lambda: ask(server, draw), threads=3) as load:
             while time.monotonic() < began + 60 * _MINUTES:
                 time.sleep(_SAMPLE_S)
                 samples.append(memory_mb(server))
         assert server.get("/ready").status_code == 200
+        assert server.replicas() == replicas  # none was replaced
     finally:
         server.close()
     print(f"{len(load.asked)} requests in {_MINUTES:g} min: {dict(load.answers)}; slowest {load.slowest_s:.2f} s")
     growth = {name: grown([each.get(name, 0.0) for each in samples]) for name in samples[-1]}
     print("\n".join(f"{name}: {samples[-1][name]:.0f} MB, x {factor:.3f}" for name, factor in growth.items()))
-    assert set(load.answers) <= {"good 200", "bad 4xx", "broken off"}
+    assert set(load.answers) == {"good 200", "bad 4xx", "broken off"}
+    assert load.answers["good 200"] > 100 * _MINUTES and len(growth) == 6, growth
     assert max(growth.values()) < _GROWTH, growth
 
 
@@ -100,6 +103,7 @@ def break_off(server: Server, draw: random.Random) -> None:
         return
     path, body = ASKED[-1]
     with requests.post(server.url + path, json={**body, "stream": True}, stream=True, timeout=30) as answer:
+        assert answer.status_code == 200
         next(answer.iter_content(16), None)
 
 

@@ -95,7 +95,10 @@ def test_another_space_is_refused_unless_told(text_model: str, other: str) -> No
             await fresh.reconfigure({"model": other})
         for each in (replica, fresh):
             await each.reconfigure({"model": other, "allow_new_space": True})
-            assert (await each.facts()).model == other
+            facts = await each.facts()
+            assert (facts.model, facts.update_error) == (other, "")
+            await each.reconfigure({"model": other})  # what fails in one that starts anew is told by those that run
+            assert "UsageError" in (await each.facts()).update_error
 
     asyncio.run(test())
 
