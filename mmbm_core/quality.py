@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import nll_loss
 
 from mmbm_core.rows import unit
 
 _BLOCK_VALUES = 1 << 24
 """Cosines that are held at once."""
-_WEIGHT_DECAY = 1e-3
-"""Of the linear classifier, as a share of its mean loss."""
+_WEIGHT_DECAYS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""That the linear classifier is tried with, as a share of its mean loss."""
 _STEPS = 200
+_ANCHORS = (0.2, 500)
+"""Share of the rows, and number at least, that tell how many labels are wrong."""
 
 
 def find_duplicates(vectors: np.ndarray, *, least_cosine: float) -> np.ndarray:
@@ -42,7 +45,8 @@ def find_duplicates(vectors: np.ndarray, *, least_cosine: float) -> np.ndarray:
 def predict_held_out(vectors: np.ndarray, labels: np.ndarray, *, folds: int = 5, seed: int = 0) -> np.ndarray:
     """Probabilities (N, C) of each row's class by a linear classifier that has not seen the row.
 
-    Rows of a class are dealt out evenly. A fold whose classifier has not seen a class gives it nothing.
+    Rows of a class are dealt out evenly; the first fold chooses how strongly weights decay. A fold whose classifier has
+    not seen a class gives it next to nothing.
 
     Args:
         vectors: (N, D); each feature is standardised.
@@ -54,15 +58,25 @@ def predict_held_out(vectors: np.ndarray, labels: np.ndarray, *, folds: int = 5,
     order = np.random.default_rng(seed).permutation(len(labels))
     fold = np.empty(len(labels), np.int64)
     fold[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % folds
+    parts = [(torch.from_numpy(fold != number), torch.from_numpy(fold == number)) for number in range(folds)]
+
+    def predict(part: tuple[torch.Tensor, torch.Tensor], weight_decay: float) -> torch.Tensor:
+        seen, held = part
+        weight, bias = _fit_linear(features[seen], classes[seen], int(labels.max()) + 1, weight_decay)
+        return torch.log_softmax(features[held] @ weight + bias, 1)
+
+    first = {decay: predict(parts[0], decay) for decay in _WEIGHT_DECAYS}
+    decay = min(first, key=lambda each: float(nll_loss(first[each], classes[parts[0][1]])))
     probabilities = np.zeros((len(labels), int(labels.max()) + 1), np.float32)
-    for number in range(folds):
-        seen, held = torch.from_numpy(fold != number), torch.from_numpy(fold == number)
-        weight, bias = _fit_linear(features[seen], classes[seen], probabilities.shape[1])
-        probabilities[held.numpy()] = torch.softmax(features[held] @ weight + bias, 1).numpy()
+    for number, part in enumerate(parts):
+        found = predict(part, decay) if number else first[decay]
+        probabilities[part[1].numpy()] = found.exp().numpy()
     return probabilities
 
 
-def _fit_linear(features: torch.Tensor, classes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_linear(
+    features: torch.Tensor, classes: torch.Tensor, count: int, weight_decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression by L-BFGS: weight (D, C) and bias (C,)."""
     weight = torch.zeros(features.shape[1], count, requires_grad=True)
     bias = torch.zeros(count, requires_grad=True)
@@ -71,7 +85,7 @@ def _fit_linear(features: torch.Tensor, classes: torch.Tensor, count: int) -> tu
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(features @ weight + bias, classes)
-        loss = loss + _WEIGHT_DECAY * weight.square().sum()
+        loss = loss + weight_decay * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -89,35 +103,22 @@ class LabelErrors(NamedTuple):
 
 
 def find_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
-    """Confident learning (Northcutt et al., arXiv 1911.00068): rows that are confidently of another class.
+    """As many rows as there are wrong labels: those whose label a model finds least likely.
 
-    A class is confident of a row where its probability is at least the mean that its own rows get (eq. 2). Of the rows
-    with a label, as many are wrong as the calibrated confident joint says (eq. 3); of those, the ones with the largest
-    margin against their label are taken (prune by noise rate, section 3.2).
+    Confident learning that prunes by noise rate and self-confidence (Northcutt et al., arXiv 1911.00068, 3.2). The rate
+    is that of the rows which the model is surest of: there it is right, so what disagrees are labels (anchor points,
+    Patrini et al., arXiv 1609.03683). The confident joint counts over all rows, and takes the model's own mistakes for
+    wrong labels: on CIFAR-10 vectors with a tenth of the labels flipped it finds 0.17 to 0.34 of them wrong.
 
     Args:
         probabilities: (N, C) of a model that has not seen the row.
         labels: (N,) int64 in 0 .. C - 1.
     """
-    count = probabilities.shape[1]
+    best, sure = probabilities.argmax(1), probabilities.max(1)
+    share, least = _ANCHORS
+    anchors = np.argsort(-sure, kind="stable")[: max(round(share * len(labels)), least)]
+    wrong = round(len(labels) * float((best[anchors] != labels[anchors]).mean()))
     own = probabilities[np.arange(len(labels)), labels]
-    thresholds = np.array([own[labels == c].mean() if (labels == c).any() else np.inf for c in range(count)])
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    guess = confident.argmax(1)
-    counted = confident.max(1) >= 0
-    joint = np.zeros((count, count))
-    np.add.at(joint, (labels[counted], guess[counted]), 1)
-    shares = joint / np.maximum(joint.sum(1, keepdims=True), 1)
-    found: list[np.ndarray] = []
-    for label in range(count):
-        rows = np.flatnonzero(labels == label)
-        for other in np.flatnonzero(shares[label]):
-            if other == label:
-                continue
-            wrong = round(shares[label, other] * len(rows))
-            margin = probabilities[rows, other] - own[rows]
-            found.append(rows[np.argsort(-margin, kind="stable")[:wrong]])
-    doubtful = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-    doubtful = doubtful[probabilities[doubtful].argmax(1) != labels[doubtful]]
-    doubtful = doubtful[np.argsort(own[doubtful] - probabilities[doubtful].max(1), kind="stable")]
-    return LabelErrors(doubtful, probabilities[doubtful].argmax(1))
+    rows = np.argsort(own, kind="stable")[:wrong]
+    rows = rows[best[rows] != labels[rows]]
+    return LabelErrors(rows, best[rows])

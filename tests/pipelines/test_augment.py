@@ -173,8 +173,8 @@ def test_the_gate_leaves_out_what_is_there_already_and_what_is_labelled_wrongly(
 ) -> None:
     words = {"disc": "a red disc lies left of a disc", "ring": "three green rings and a ring"}
     rows = [{"id": f"r{n}", "text": f"{words[label]} {n}", "label": label}
-            for n in range(40) for label in [("disc", "ring")[n % 2]]]  # fmt: skip
-    rows += [{**rows[3], "id": "again"}, {"id": "wrong", "text": f"{words['disc']} 90", "label": "ring"}]
+            for n in range(120) for label in [("disc", "ring")[n % 2]]]  # fmt: skip
+    rows += [{**rows[3], "id": "again"}, {"id": "wrong", "text": f"{words['disc']} 900", "label": "ring"}]
     recipe = {"gate": {"model": text_model, "duplicates": 0.999999, "label": "label"}, "text": {"typos": 0.2}}
     source = write("a.jsonl", rows)
     done = augment(recipe, source)
@@ -182,7 +182,7 @@ def test_the_gate_leaves_out_what_is_there_already_and_what_is_labelled_wrongly(
     assert done.quarantine["wrong"]["error"] == "label ring is doubtful: looks like disc"
     assert {line["stage"] for line in done.quarantine.values()} == {"gate"}
     assert [id for id, line in done.quarantine.items() if "doubtful" in line["error"]] == ["wrong"]
-    assert len(done.rows) == 2 * (42 - len(done.quarantine)) and "again~1" not in done.rows
+    assert len(done.rows) == 2 * (122 - len(done.quarantine)) and "again~1" not in done.rows
     only = augment({"gate": recipe["gate"], "copies": 0}, source, output="2")
     assert set(only.rows) == {row["id"] for row in rows} - set(done.quarantine)
     with pytest.raises(UsageError, match="no column 'lable' of labels"):
