@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbm_core.augment.draws import Draws
 from mmbm_core.augment.pixels import blend, grey, shift_hue, take
@@ -104,16 +104,15 @@ def draw_boxes(images: Tensor, least_area: float, draws: Draws) -> Tensor:
 
 def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
     """(B, 3, H, W) float32: the inside of each box (B, 4) fills the image, by bilinear interpolation."""
-    images = images.float()
+    places = []
     for axis, corner, side in ((3, boxes[:, :1], boxes[:, 2:3]), (2, boxes[:, 1:2], boxes[:, 3:])):
         size = images.shape[axis]
         place = (torch.arange(size, device=images.device) + 0.5) * side / size - 0.5
-        place = place.clamp(min=0).minimum(side - 1)
-        low = place.long()
-        before, after = (take(images, corner + at, axis) for at in (low, (low + 1).minimum(side - 1)))
-        share = (place - low)[:, None]
-        images = before.lerp(after, share[..., None] if axis == 2 else share[:, :, None])
-    return images
+        place = corner + place.clamp(min=0).minimum(side - 1)  # nothing outside the box is seen
+        places.append((2 * place + 1) / size - 1)
+    x, y = places[0][:, None, :], places[1][:, :, None]
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
+    return nn.functional.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _jitter(images: Tensor, config: ImageAugment, draws: Draws) -> Tensor:

@@ -60,15 +60,16 @@ def _copy_window(
     seeds: np.ndarray, copies: Copies,
 ) -> None:  # fmt: skip
     """Images of one size are changed together, which changes none of them."""
+    count = seeds.shape[1]
     for members in window.values():
         rows = [i for i, _ in members]
         pixels = torch.from_numpy(np.stack([p for _, p in members])).permute(0, 3, 1, 2)
-        made = []
-        for k in range(seeds.shape[1]):
-            changed = augment_images(pixels, config, draws=Draws(torch.from_numpy(seeds[rows, k])))
-            made.append(changed.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        draws = Draws(torch.from_numpy(seeds[rows].reshape(-1)))
+        changed = augment_images(pixels.repeat_interleave(count, 0), config, draws=draws)
+        made = changed.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         for at, i in enumerate(rows):
-            copies[i] = [_encode_image(each[at], jpeg=values[i].startswith(_JPEG_MAGIC)) for each in made]
+            jpeg = values[i].startswith(_JPEG_MAGIC)
+            copies[i] = [_encode_image(each, jpeg=jpeg) for each in made[at * count : (at + 1) * count]]
 
 
 def _encode_image(pixels: np.ndarray, *, jpeg: bool) -> bytes:
