@@ -9,7 +9,7 @@ from mmbm_core.augment.recipe import AugmentRecipe
 from mmbm_core.errors import UsageError
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import ID, MODALITIES, Modality
-from pipelines.bundle_tasks import BundleTask, find_task
+from pipelines.bundle_tasks import find_task
 from pipelines.common import (
     check_nodes_share,
     check_same_schema,
@@ -110,19 +110,10 @@ def make_spec(
         changes=recipe, seed=request.seed, refused={},
         labels=settle_labels(labels, labelling, encodings, schema, kept=kept) if labels and labelling else None,
         translations=tuple(task.name for task in translations),
-        bundles=_versions(recipe, labelling, translations),
+        bundles={task.model: task.version for task in (labelling, *translations) if task},
     )  # fmt: skip
     _check_names(spec)
     return spec
-
-
-def _versions(recipe: AugmentRecipe, labels: BundleTask | None, translations: Sequence[BundleTask]) -> dict[str, str]:
-    """Of the bundles that a recipe uses."""
-    found = {recipe.pseudo_labels.model: labels.version} if recipe.pseudo_labels and labels else {}
-    if recipe.translate is not None:
-        both = zip((recipe.translate.there, recipe.translate.back), translations, strict=True)
-        found |= {model: task.version for model, task in both}
-    return found
 
 
 def settle_columns(

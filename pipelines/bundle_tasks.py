@@ -11,12 +11,14 @@ from workers.bundles import local_bundle, read_version
 class BundleTask(NamedTuple):
     """Of a bundle."""
 
+    model: str
+    """The bundle."""
     name: str
     inputs: dict[Modality, str]
     """The column of each modality that it reads."""
     labels: tuple[str, ...]
     version: str
-    """Of the bundle."""
+    """Fingerprint of the bundle."""
 
 
 def find_task(model: str, name: str | None, kinds: Sequence[str], *, modality: Modality | None = None) -> BundleTask:
@@ -40,4 +42,4 @@ def find_task(model: str, name: str | None, kinds: Sequence[str], *, modality: M
     if name is None and len(tasks) != 1:
         raise UsageError(f"{model} needs {wanted}, and has {len(tasks)}; name the task: {', '.join(tasks) or 'none'}")
     name = name or next(iter(tasks))
-    return BundleTask(name, tasks[name]["inputs"], tuple(tasks[name].get("labels", ())), version)
+    return BundleTask(model, name, tasks[name]["inputs"], tuple(tasks[name].get("labels", ())), version)

@@ -8,7 +8,7 @@ from pipelines.augment import AugmentRequest, make_spec
 from pipelines.common import open_input
 from pipelines.page import Media, encode_media, render_page, thumbnail
 from workers.augmentation import AugmentSpec, change_rows, make_translator
-from workers.guard import Quarantine, RowGuard, Rows, uri_base
+from workers.guard import Quarantine, RowGuard, Rows
 from workers.output import Output
 from workers.readers.base import UnitSize
 from workers.readers.discover import InputSet
@@ -63,7 +63,7 @@ def _rows(inputs: InputSet, spec: AugmentSpec) -> tuple[list[dict[str, Any]], li
 def _read(inputs: InputSet, spec: AugmentSpec, quarantine: Quarantine) -> Iterator[Rows]:
     """Rows in order, a few at a time."""
     for storage, source in inputs.sources():
-        guard = RowGuard(spec, uri=storage.uri(source.path), relative=source.relative, base=uri_base(storage, source))
+        guard = RowGuard.of_source(spec, storage, source)
         for unit in inputs.reader.units(storage, source, UnitSize(rows=_ROWS, size_bytes=16 << 20)):
             for chunk in inputs.reader.read(storage, unit, guard.schema):
                 yield from guard(chunk, quarantine)

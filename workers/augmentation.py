@@ -147,7 +147,6 @@ class AugmentationWorker(UnitWorker):
         self.spec: AugmentSpec = spec
         labels = spec.labels
         self._labeller = Labeller(labels.config, labels.task, labels.columns, limits=spec.limits) if labels else None
-
         self._translator = make_translator(spec)
 
     def begin(self, storage: Storage, unit: Unit, facts: dict[str, Any]) -> UnitRun:

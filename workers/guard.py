@@ -95,6 +95,11 @@ class RowGuard:
         """Source rows whose id had been met (of an exploded row: of one of its elements)."""
         self.rows_exploded = 0
 
+    @classmethod
+    def of_source(cls, spec: RowSpec, storage: Storage, source: Source) -> "RowGuard":
+        """For the rows of a source."""
+        return cls(spec, uri=storage.uri(source.path), relative=source.relative, base=uri_base(storage, source))
+
     @property
     def fetches(self) -> bool:
         """Do cells come from elsewhere than the source itself?"""

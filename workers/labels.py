@@ -9,7 +9,7 @@ from mmbm_core.augment.recipe import PseudoLabels
 from mmbm_core.errors import MediaError
 from mmbm_core.media import Limits
 from mmbm_core.sample import Modality
-from workers.guard import Quarantine, RowGuard, Rows, uri_base
+from workers.guard import Quarantine, RowGuard, Rows
 from workers.readers import get_reader
 from workers.readers.base import Unit, UnreadableSource
 from workers.serving.engine import Classify, Engine, Prepared
@@ -90,8 +90,7 @@ def count_labels(spec: Any, column: str, storage: Storage, unit: Unit) -> Counte
         spec: of the run, an AugmentSpec.
     """
     lean = replace(spec, encodings=(), kept=(column,))
-    base = uri_base(storage, unit.source)
-    guard = RowGuard(lean, uri=storage.uri(unit.source.path), relative=unit.source.relative, base=base)
+    guard = RowGuard.of_source(lean, storage, unit.source)
     counts: Counter[str] = Counter()
     try:
         for chunk in get_reader(spec.format).read(storage, unit, guard.schema):

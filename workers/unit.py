@@ -15,7 +15,7 @@ import pyarrow as pa
 from mmbm_core.errors import RunError
 from mmbm_core.sample import Modality
 from workers.crashes import CrashLog, WorkerLost
-from workers.guard import Quarantine, RowGuard, Rows, row_errors, uri_base
+from workers.guard import Quarantine, RowGuard, Rows, row_errors
 from workers.output import Entry
 from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
@@ -69,8 +69,7 @@ class UnitRun(ABC):
 
     def __init__(self, spec: UnitSpec, storage: Storage, unit: Unit, facts: dict[str, Any]) -> None:
         self.spec, self.storage, self.unit, self.facts = spec, storage, unit, facts
-        uri = storage.uri(unit.source.path)
-        self.guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=uri_base(storage, unit.source))
+        self.guard = RowGuard.of_source(spec, storage, unit.source)
         self.schema = spec.output_schema()
         self.quarantine, self.dropped = Quarantine(), Quarantine()
         self.tables: list[pa.Table] = []

@@ -65,6 +65,17 @@ class Deployment:
 
 
 @contextmanager
+def deployed(folder: Path, model: str) -> Iterator[Deployment]:
+    """A cluster that serves one model, `m`."""
+    dashboard = free_port()
+    with cluster(2, include_dashboard="true", dashboard_port=dashboard):
+        app = Deployment(folder, dashboard)
+        app.deploy(models={"m": model})
+        wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
+        yield app
+
+
+@contextmanager
 def loaded(app: Deployment) -> Iterator[Load]:
     """Four clients without a pause, all of whom are answered."""
     with Load(lambda: app.embed("m").status_code) as load:
@@ -79,11 +90,7 @@ def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(first, damaged)
     (damaged / "model.safetensors").write_bytes(b"damaged")
-    dashboard = free_port()
-    with cluster(2, include_dashboard="true", dashboard_port=dashboard):
-        app = Deployment(tmp_path, dashboard)
-        app.deploy(models={"m": first})
-        wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
+    with deployed(tmp_path, first) as app:
         before = app.model()["fingerprints"]
         with loaded(app) as load:
             for wrong in (second, str(damaged)):
@@ -99,11 +106,7 @@ def test_another_version_takes_over_under_load(tmp_path: Path) -> None:
 
 def test_other_arguments_replace_the_replicas_without_a_failure(tmp_path: Path) -> None:
     first, second = (save_text_model(tmp_path / f"model-{seed}", seed=seed) for seed in (0, 1))
-    dashboard = free_port()
-    with cluster(2, include_dashboard="true", dashboard_port=dashboard):
-        app = Deployment(tmp_path, dashboard)
-        app.deploy(models={"m": first})
-        wait_for(lambda: app.status()[0] == "RUNNING", every_s=1)
+    with deployed(tmp_path, first) as app:
         before = app.model()["fingerprints"]
         with loaded(app):
             app.deploy(models={"m": second})

@@ -20,7 +20,7 @@ from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.rows import Cell, Encoding
 from mmbm_core.sample import AUGMENTATION, ID, SOURCE_ID
 from workers.columns import get_column, top_column
-from workers.guard import Quarantine, RowGuard, Rows, uri_base
+from workers.guard import Quarantine, RowGuard, Rows
 from workers.readers import get_reader
 from workers.readers.base import Chunk, Unit, UnreadableSource, merge_chunks
 from workers.spec import RowSpec
@@ -216,8 +216,7 @@ def _smallest(schema: pa.Schema) -> str:
 
 
 def _rows(spec: SetSpec, storage: Storage, unit: Unit, quarantine: Quarantine) -> Iterator[Rows]:
-    uri = storage.uri(unit.source.path)
-    guard = RowGuard(spec, uri=uri, relative=unit.source.relative, base=uri_base(storage, unit.source))
+    guard = RowGuard.of_source(spec, storage, unit.source)
     schema = guard.schema
     if spec.turns:
         kept = [field for field in schema if field.name not in (TURN, spec.turns.column)]
