@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmbm_core.compress.pruning import Group, transformer_groups
 from mmbm_core.encoders.base import Encoder, EncoderOutput
 from mmbm_core.encoders.segments import segment_tokens
 from mmbm_core.fusion import build_fusion
@@ -79,6 +80,18 @@ class Model(nn.Module):
             for n, c in spec.tasks.items()
         }
         self.tasks = nn.ModuleDict(built)
+
+    cut: bool = False
+    """Is what comes after the encoders smaller than the spec says?"""
+    int8: bool = False
+    """Are weights after the encoders integers when it is saved?"""
+
+    def groups(self) -> list[Group]:
+        """Units that pruning may take out of encoders, fusion and decoders."""
+        parts = [("fusion", self.fusion), *((f"tasks.{name}", task) for name, task in self.tasks.items())]
+        rest = [(name, transformer_groups(each)) for name, each in parts if each is not None]
+        encoders = [(f"encoders.{m}", e.groups()) for m, e in self.encoders.items()]  # type: ignore[operator]
+        return [group.under(f"{name}.") for name, found in (*encoders, *rest) for group in found]
 
     def forward(
         self, batch: Batch, *, generator: torch.Generator | None = None, only: Collection[Modality] | None = None

@@ -2,6 +2,7 @@
 
 bundle.json      format, spec, widths, metrics, space, sha256 of every other file and of itself; written last
 model.safetensors  adapters, fusion, task heads
+layout.json      here and in encoders/M: the sizes of what `mmbm compress` made smaller than spec or config say
 tasks/NAME/      files of tasks that need some: vocabularies
 encoders/M/      each modality's encoder, as `build_encoder` reads it: a transformers encoder is a plain checkpoint
 """
@@ -16,6 +17,8 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from mmbm_core.compress.layout import apply_layout, read_layout
+from mmbm_core.compress.stored import finish_network, is_packed, read_weights
 from mmbm_core.encoders import PRESETS, build_encoder
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder
 from mmbm_core.errors import UsageError
@@ -44,6 +47,8 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
         target = folder / _ENCODERS / modality
         target.mkdir(parents=True)
         encoder.save(target)  # type: ignore[operator]
+        if encoder.cut or encoder.int8:
+            finish_network(encoder.network, target, cut=encoder.cut, int8=encoder.int8)  # type: ignore[arg-type]
         config = model.spec.encoders[modality]  # type: ignore[index]
         options = {} if (target / ENCODER_FILE).is_file() else config.options  # that file holds them
         encoders[modality] = EncoderConfig(model=f"{_ENCODERS}/{modality}", tokens=config.tokens, options=options)
@@ -55,6 +60,7 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
     spec = model.spec.model_copy(update={"encoders": encoders})
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in own_state(model).items()}
     safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+    finish_network(model, folder, cut=model.cut, int8=model.int8, leave=(f"{_ENCODERS}.",))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     content = {
@@ -67,6 +73,13 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
     }
     content[_OWN_DIGEST] = _own_digest(content)
     (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def with_facts(data: bytes, facts: Mapping[str, Any]) -> bytes:
+    """Another bundle.json of the same bundle, with more facts or other ones."""
+    content = {k: v for k, v in json.loads(data).items() if k != _OWN_DIGEST} | dict(facts)
+    content[_OWN_DIGEST] = _own_digest(content)
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
 def own_state(model: Model) -> dict[str, Tensor]:
@@ -170,7 +183,10 @@ def load_model(folder: Path, *, only: Collection[Modality] | None = None) -> tup
         }
         assets = {n: _assets(folder / _TASKS / n) for n in spec.tasks if (folder / _TASKS / n).is_dir()}
         model = Model(spec, widths=content["widths"], encoders=encoders, assets=assets)
-        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        if (layout := read_layout(folder)) is not None:
+            apply_layout(model, layout)
+        model.cut, model.int8 = layout is not None, is_packed(folder)
+        state = read_weights(folder)
         wrong = model.load_state_dict(state, strict=False)
     except (ValidationError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UsageError(f"bundle {folder} does not fit this program: {' '.join(str(error).split())[:300]}") from error
@@ -195,4 +211,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["BUNDLE_FILE", "Part", "find_part", "load_model", "own_state", "read_bundle", "read_content", "save_model"]
+__all__ = [
+    "BUNDLE_FILE",
+    "Part",
+    "find_part",
+    "load_model",
+    "own_state",
+    "read_bundle",
+    "read_content",
+    "save_model",
+    "with_facts",
+]

@@ -103,22 +103,30 @@ def make_plan(
         columns = columns_of(indexed[name].feed, frozen)
         weight = part.weight or float(stored.feed.num_train)
         sets.append(TrainingSet(feed=stored.feed, columns=columns, tasks=part.tasks, weight=weight))
-    facts = {
+    facts = plan_facts(recipe, sets, indexed) | {"bad_values": bad, "values_cut": cut}
+    device, threads = training_device(settings)
+    return TrainingPlan(
+        jobs=tuple(_jobs(named, recipe, sets)), sets=tuple(sets), widths=widths, vocabularies=vocabularies,
+        limits=DEFAULT_LIMITS, storage=places.storage, folder=places.work, facts=facts, device=device, threads=threads,
+    )  # fmt: skip
+
+
+def plan_facts(recipe: Recipe, sets: Sequence[TrainingSet], indexed: Mapping[str, Indexed]) -> dict[str, Any]:
+    """What every bundle of a run says of it."""
+    return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "rows_train": sum(each.feed.num_train for each in sets),
         "rows_val": sum(each.feed.num_val for each in sets),
         "rows_bad": sum(each.rows_bad for each in indexed.values()),
-        "bad_values": bad,
-        "values_cut": cut,
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def training_device(settings: TrainingSettings) -> tuple[str, int]:
+    """`cpu` or `cuda`, and the threads of each worker."""
     cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
     device = ("cuda" if gpus else "cpu") if settings.device == "auto" else settings.device
-    return TrainingPlan(
-        jobs=tuple(_jobs(named, recipe, sets)), sets=tuple(sets), widths=widths, vocabularies=vocabularies,
-        limits=DEFAULT_LIMITS, storage=places.storage, folder=places.work, facts=facts, device=device,
-        threads=max(1, math.floor(cpus / settings.workers)),
-    )  # fmt: skip
+    return device, max(1, math.floor(cpus / settings.workers))
 
 
 Named = dict[str, tuple[ModelSpec, TrainingSettings]]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmbm_core.compress.layout import LAYOUT_FILE
+from mmbm_core.compress.stored import is_packed
 from mmbm_core.encoders import checkpoint
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder, check_options
 from mmbm_core.encoders.presets import PRESET_MODALITIES, PRESETS
@@ -149,8 +151,10 @@ def build_encoder(name: str, **options: Any) -> Encoder:
     elif saved := _read_saved(name):
         encoder = SAVED[saved.pop("kind")][1](Path(name), **{**saved, **options})
     else:
-        folder = checkpoint.locate(name, presets=tuple(PRESETS))
-        encoder = ENCODERS[checkpoint.kind_of(folder)](folder, **options)
+        located = checkpoint.locate(name, presets=tuple(PRESETS))
+        encoder = ENCODERS[checkpoint.kind_of(located)](located, **options)
+    folder = Path(name).expanduser()
+    encoder.cut, encoder.int8 = (folder / LAYOUT_FILE).is_file(), is_packed(folder)
     return encoder.eval().requires_grad_(False)
 
 

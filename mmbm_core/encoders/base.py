@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbm_core.augment import AudioAugment, Draws, ImageAugment, TextAugment, augment_images
+from mmbm_core.compress.pruning import Group, transformer_groups
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.names import EXACT
@@ -60,6 +61,10 @@ class Encoder(nn.Module, ABC):
     """The checkpoint's model, where the encoder runs but a part of it; in a sequence, so that it is no submodule."""
     augment: ImageAugment | AudioAugment | TextAugment | None = None
     """What training does to the values of its modality."""
+    cut: bool = False
+    """Is its network smaller than its config says?"""
+    int8: bool = False
+    """Are its weights integers when it is saved?"""
     kernels: str = EXACT
     """What the model runs on, and how its values are prepared: `exact`, or one of `fast_kernels`."""
 
@@ -109,6 +114,15 @@ class Encoder(nn.Module, ABC):
         self.kernels = kernels
         self.to(kernels_dtype(kernels))
 
+    @property
+    def network(self) -> nn.Module:
+        """The module whose weights `save` writes."""
+        return self.whole[0] if self.whole else self.model  # type: ignore[return-value]
+
+    def groups(self) -> list[Group]:
+        """Units that pruning may take out: heads and neurons where it is a transformer."""
+        return transformer_groups(self)
+
     def save(self, folder: Path) -> None:
         """Write a folder that `build_encoder` makes this encoder of again; its options (pooling, prompt) are not in it.
 
@@ -116,7 +130,7 @@ class Encoder(nn.Module, ABC):
         """
         from mmbm_core.encoders.checkpoint import save_checkpoint
 
-        save_checkpoint(self.whole[0] if self.whole else self.model, folder)
+        save_checkpoint(self.network, folder)
 
     @property
     def device(self) -> torch.device:

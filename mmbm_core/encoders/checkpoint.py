@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmbm_core.compress.layout import LAYOUT_FILE
+from mmbm_core.compress.stored import is_compressed, load_network
 from mmbm_core.errors import UsageError
 from mmbm_core.names import BUNDLE_FILE
 
@@ -98,6 +100,8 @@ def load_model(folder: str, *, loader: Any = None, whole: bool = False) -> tuple
     import torch
     from transformers import AutoModel
 
+    if is_compressed(Path(folder)):
+        return _load_compressed(Path(folder), loader or AutoModel), set()
     try:
         with _quiet():
             model, report = (loader or AutoModel).from_pretrained(
@@ -120,11 +124,24 @@ def load_model(folder: str, *, loader: Any = None, whole: bool = False) -> tuple
     return model, missing
 
 
+def _load_compressed(folder: Path, loader: Any) -> Any:
+    """A model that `mmbm compress` made smaller than its config says."""
+    from transformers import AutoConfig
+
+    with _quiet():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = (loader.from_config if hasattr(loader, "from_config") else loader._from_config)(config)
+    load_network(model, folder)
+    model.name_or_path = str(folder)
+    return model
+
+
 def save_checkpoint(model: Any, folder: Path) -> None:
     """Save a transformers model beside copies of what its checkpoint holds: tokenizer, preprocessor, pooling."""
     source = Path(model.name_or_path)
     for file in {file for pattern in _FILES for file in source.glob(pattern)}:
-        if file.parent == source and ".safetensors" in file.name:  # its weights, which are saved anew
+        anew = ".safetensors" in file.name or file.name == LAYOUT_FILE  # its weights, and what they are cut to
+        if file.parent == source and anew:
             continue
         target = folder / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)

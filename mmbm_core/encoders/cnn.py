@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmbm_core.compress.pruning import Group, Slot
+from mmbm_core.compress.stored import load_network
 from mmbm_core.encoders.base import (
     ENCODER_FILE,
     Encoder,
@@ -67,8 +69,17 @@ class CnnEncoder(Encoder):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @property
+    def network(self) -> nn.Module:
+        return self
+
+    @property
     def width(self) -> int:
         return self._width
+
+    def groups(self) -> list[Group]:
+        """The channels between the convolutions of each inverted residual; of other networks none are known."""
+        blocks = [(name, each) for name, each in self.named_modules() if isinstance(each, _Block)]
+        return [group.under(f"{name}.") for name, block in blocks for group in block.groups()]
 
     def budget(self, modality: Modality) -> int:
         return (4 if self.device.type == "cpu" else 256) * 224 * 224
@@ -172,6 +183,20 @@ class _Block(nn.Module):
         y = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
+    def groups(self) -> list[Group]:
+        """The expanded channels; none where nothing is expanded."""
+        if isinstance(self.expand, nn.Identity):
+            return []
+        makers = [
+            f"{name}.{place}"
+            for name in ("expand", "depthwise")
+            for place, layer in enumerate(getattr(self, name))
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
+        ]
+        slots = [Slot(name, reads=False) for name in makers]
+        units = int(self.project[0].weight.shape[1])  # type: ignore[index]
+        return [Group("channels", units, (*slots, Slot("project.0", reads=True)))]
+
 
 def _conv_bn(
     width_in: int, width_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = False
@@ -231,7 +256,7 @@ def build_saved(folder: Path, *, architecture: str, size_px: int | None = None) 
     """What `CnnEncoder.save` wrote; `size_px` None takes the architecture's own."""
     size: dict[str, Any] = {} if size_px is None else {"size_px": size_px}
     encoder = efficientnet_lite0(**size) if architecture == LITE0 else _torchvision(architecture, {}, **size)
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    load_network(encoder, folder)
     return encoder
 
 

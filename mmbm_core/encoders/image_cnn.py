@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmbm_core.compress.pruning import Group, Slot
+from mmbm_core.compress.stored import load_network
 from mmbm_core.encoders.base import check_options
 from mmbm_core.encoders.cnn import CnnEncoder
 from mmbm_core.encoders.pixels import PixelSteps
@@ -59,6 +60,28 @@ class ImageCnnEncoder(CnnEncoder):
     def preprocessing(self) -> dict[str, Any]:
         return {**super().preprocessing(), **self.saved_config}
 
+    def groups(self) -> list[Group]:
+        """The channels of each stage but the last, whose are the vector's, and those inside each residual block."""
+        found: list[Group] = []
+        stages: list[list[Slot]] = []
+        units: list[int] = []
+        for place, layer in self.features.named_children():
+            name = f"features.{place}"
+            if isinstance(layer, nn.Conv2d):
+                if stages:
+                    stages[-1].append(Slot(name, reads=True))
+                stages.append([Slot(name, reads=False)])
+                units.append(layer.out_channels)
+            elif isinstance(layer, nn.BatchNorm2d):
+                stages[-1].append(Slot(name, reads=False))
+            elif isinstance(layer, _Residual):
+                first, last = Slot(f"{name}.body.0", reads=True), Slot(f"{name}.body.3", reads=False)
+                stages[-1] += [first, last, Slot(f"{name}.body.4", reads=False)]
+                found.append(layer.group().under(f"{name}."))
+        for number, (count, slots) in enumerate(zip(units[:-1], stages[:-1], strict=True)):
+            found.append(Group(f"features.stage{number}", count, tuple(slots), square=True))
+        return found
+
 
 def load_image_cnn(folder: Path, **config: Any) -> ImageCnnEncoder:
     """What `ImageCnnEncoder.save` wrote.
@@ -71,7 +94,7 @@ def load_image_cnn(folder: Path, **config: Any) -> ImageCnnEncoder:
     """
     check_options(config, *ImageCnnConfig.model_fields)
     encoder = ImageCnnEncoder(ImageCnnConfig(**config))
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    load_network(encoder, folder)
     return encoder
 
 
@@ -99,3 +122,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x + self.body(x)).relu()
+
+    def group(self) -> Group:
+        """The channels between the two convolutions."""
+        slots = (Slot("body.0", reads=False), Slot("body.1", reads=False), Slot("body.3", reads=True))
+        return Group("channels", int(self.body[0].weight.shape[0]), slots, square=True)  # type: ignore[index]

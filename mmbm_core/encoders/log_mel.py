@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmbm_core.augment.audio import AudioAugment, augment_waveforms, mask_spectrogram
 from mmbm_core.augment.draws import Draws
+from mmbm_core.compress.pruning import Group, Slot, transformer_groups
+from mmbm_core.compress.stored import load_network
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder, EncoderOutput, Item, check_options
 from mmbm_core.encoders.mfcc import Waveforms
 from mmbm_core.encoders.sound import prepare_sounds
@@ -118,6 +120,29 @@ class LogMelEncoder(Encoder):
 
     def fast_kernels(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def network(self) -> nn.Module:
+        return self
+
+    def groups(self) -> list[Group]:
+        """The channels of each stage, those inside its residual block, and the neurons of the transformer."""
+        found: list[Group] = []
+        for place in range(len(self.stages)):
+            name, stage = f"stages.{place}", self.stages[place]
+            units = int(stage.convs[0].weight.shape[0])  # type: ignore[union-attr, index]
+            if place + 1 < len(self.stages):
+                reader = Slot(f"stages.{place + 1}.convs.0", reads=True)
+            else:
+                reader = Slot("project", reads=True, block=self.project.in_features // units)
+            made = [f"{name}.{part}" for part in ("convs.0", "norms.0", "convs.2", "norms.2")]
+            outer = [*(Slot(each, reads=False) for each in made), Slot(f"{name}.convs.1", reads=True), reader]
+            inside = [Slot(f"{name}.convs.1", reads=False), Slot(f"{name}.norms.1", reads=False)]
+            inner_units = int(stage.convs[1].weight.shape[0])  # type: ignore[union-attr, index]
+            last = Slot(f"{name}.convs.2", reads=True)
+            found.append(Group(f"{name}.channels", units, tuple(outer), square=True))
+            found.append(Group(f"{name}.inner", inner_units, (*inside, last), square=True))
+        return found + transformer_groups(self)
 
     def save(self, folder: Path) -> None:
         (folder / ENCODER_FILE).write_text(self.config.model_dump_json())
@@ -247,5 +272,5 @@ def load_log_mel(folder: Path, **config: Any) -> LogMelEncoder:
     """
     check_options(config, *LogMelConfig.model_fields)
     encoder = LogMelEncoder(LogMelConfig(**config))
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    load_network(encoder, folder)
     return encoder

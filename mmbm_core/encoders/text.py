@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmbm_core.compress.quantize import KERNEL, multiplies_int8, quantize_linears
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer
 from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, token_budget, tokenizer_fingerprint
@@ -75,8 +76,15 @@ class TextEncoder(Encoder):
         rules = tokenizer_fingerprint(self.tokenizer)
         return {"kind": "text", **self.config.model_dump(), "dense": str(self.dense), "tokenizer": rules}
 
+    def fast_kernels(self) -> tuple[str, ...]:
+        integers = (KERNEL,) if self.device.type == "cpu" and multiplies_int8() else ()
+        return (*integers, *super().fast_kernels())
+
     def accelerate(self, kernels: str) -> None:
         self.kernels = kernels
+        if kernels == KERNEL:
+            quantize_linears(self.model)
+            return
         self.model.to(kernels_dtype(kernels))  # the dense layers after the pooling stay float32
 
     def save(self, folder: Path) -> None:

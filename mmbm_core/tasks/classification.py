@@ -146,7 +146,7 @@ class ClassificationTask(Task):
             loss = loss + _in_scope_loss(each, target, (label >= 0) & self._present(view, modality), smoothing)
         if self.config.out_of_scope is not None:
             loss = loss + _flat_loss(logits, label == OUT_OF_SCOPE)
-        return TaskOutput(loss, {"logits": logits.detach()} | {f"{_OWN}{m}": each.detach() for m, each in own.items()})
+        return TaskOutput(loss, {"logits": logits} | {f"{_OWN}{m}": each for m, each in own.items()})
 
     def _logits(self, view: Representation, own: Mapping[str, Tensor]) -> Tensor:
         """(B, C): joint logits, plus each present modality's own."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbm_core.balance import build_balancer, ogm_ge_
+from mmbm_core.compress.distill import guided_outputs
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.model import Batch, Model
 from mmbm_core.sample import Modality
@@ -86,14 +87,15 @@ class Training:
         storage, path: where the checkpoint is.
         key: names the run: a checkpoint of another is refused.
         log: takes learning curves, on rank 0.
+        teacher: what the model is to say the same as, beside its targets.
     """
 
     def __init__(
         self, model: Model, sets: Sequence[Mixed], settings: TrainingSettings, place: Place, *,
         storage: Storage, path: str, key: str, report: Callable[[dict[str, Any]], None],
-        log: EventLog | None = None,
+        log: EventLog | None = None, teacher: Model | None = None,
     ) -> None:  # fmt: skip
-        self.log = log
+        self.log, self.teacher = log, teacher
         self.model, self.sets, self.settings, self.place = model, sets, settings, place
         self.storage, self.path, self.key, self.report = storage, path, key, report
         self.batch_sizes = [whole_batch(s.feed.num_train, settings.batch_size, place.world) for s in sets]
@@ -237,6 +239,8 @@ class Training:
         first = self.settings.weak_first
         only: tuple[Modality, ...] | None = (first.modality,) if first and self.step < self.only_until else None
         with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.teacher is not None and generator is not None:
+                return guided_outputs(self.model, self.teacher, batch, generator=generator)
             outputs: dict[str, TaskOutput] = self.model(batch, generator=generator, only=only)
             return outputs
 

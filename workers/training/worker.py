@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mmbm_core.encoders.lora import add_lora, merge_lora
 from mmbm_core.encoders.scratch import build_scratch
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.media import Limits
-from mmbm_core.model import Model
+from mmbm_core.model import Batch, Model
 from mmbm_core.sample import Modality
 from mmbm_core.saved import BUNDLE_FILE, save_model
 from mmbm_core.spec import EncoderConfig, ModelSpec
@@ -27,9 +29,11 @@ from workers.bundles import SIBLINGS
 from workers.storage import Storage
 from workers.training.batches import BatchMaker, Columns
 from workers.training.checkpoint import CHECKPOINT
+from workers.training.cut import NUM_BATCHES, Cut, cut_model, keep_cut, load_cut, load_original
 from workers.training.feed import Feed
 from workers.training.logs import EventLog
 from workers.training.loop import Mixed, Outcome, Place, Training
+from workers.training.schedule import whole_batch
 from workers.training.settings import TrainingSettings
 from workers.trouble import tell
 
@@ -48,10 +52,14 @@ class Job:
     settings: TrainingSettings
     key: str
     """Names the training: its checkpoint serves no other."""
+    cut: Cut | None = None
+    """Where a trained bundle is made smaller first."""
 
     @property
     def bundle(self) -> str:
         """Where its bundle is written, below the run's folder: siblings inside the model they are compared with."""
+        if self.cut is not None:
+            return self.name
         return BUNDLE if self.name == MODEL else f"{BUNDLE}/{SIBLINGS}/{self.name}"
 
 
@@ -155,7 +163,36 @@ def _device(name: str) -> torch.device:
 
 
 def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> dict[str, Any]:
-    model = build_model(plan, job).to(place.device)
+    if job.cut is None:
+        return _train_model(plan, job, place, board, build_model(plan, job).to(place.device), None)
+    with ExitStack() as stack:
+        original = load_original(job.cut, stack).to(place.device)
+        kept = f"{plan.folder}/{job.name}.cut"
+        model, whole = load_cut(job.cut, stack, storage=plan.storage, kept=kept)
+        model.spec = job.spec
+        model.to(place.device)
+        if whole:
+            cut_model(model, original, job.cut, _first_batches(plan, job, model, place))
+            keep_cut(model, storage=plan.storage, kept=kept)
+        result = _train_model(plan, job, place, board, model, original)
+    plan.storage.delete_dir(kept)
+    return result
+
+
+def _first_batches(plan: TrainingPlan, job: Job, model: Model, place: Place) -> Iterator[Batch]:
+    """Some training batches of each set, in the order of the first epoch."""
+    for each in plan.sets:
+        size = whole_batch(each.feed.num_train, job.settings.batch_size, 1)
+        steps = min(NUM_BATCHES, each.feed.num_train // size)
+        rows = each.feed.train_rows(
+            seed=job.settings.seed, rank=0, world=1, batch_size=size, first_step=0, last_step=steps
+        )
+        yield from _maker(plan, each, model, place)(rows, counted=0)
+
+
+def _train_model(
+    plan: TrainingPlan, job: Job, place: Place, board: ActorHandle, model: Model, teacher: Model | None
+) -> dict[str, Any]:
     sets = [
         Mixed(feed=each.feed, maker=_maker(plan, each, model, place), weight=each.weight)
         for each in plan.sets
@@ -164,7 +201,7 @@ def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> di
     log = EventLog(plan.storage, f"{plan.folder}/{job.bundle}/tensorboard") if not place.rank else None
     training = Training(
         model, sets, job.settings, place, storage=plan.storage, path=plan.checkpoint(job),
-        key=job.key, report=lambda news: board.post.remote({"job": job.name, **news}), log=log,
+        key=job.key, report=lambda news: board.post.remote({"job": job.name, **news}), log=log, teacher=teacher,
     )  # fmt: skip
     outcome = training.run()
     calibrated = training.calibrate()

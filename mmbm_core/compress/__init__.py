@@ -1,0 +1,1 @@
+"""Smaller and faster models: pruning to smaller modules, integer arithmetic, distillation from the original."""

@@ -1,0 +1,85 @@
+"""Make a trained model smaller before it is trained on: importance of its units on training rows, then pruning."""
+
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmbm_core.compress.pruning import Importance, prune, sizes_for
+from mmbm_core.model import Batch, Model
+from mmbm_core.saved import BUNDLE_FILE, load_model, save_model
+from workers.bundles import local_bundle
+from workers.storage import Storage
+
+NUM_BATCHES = 40
+"""That importance is summed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What becomes of a bundle."""
+
+    original: str
+    """The bundle that all sizes are a share of, and whose answers are learnt."""
+    start: str
+    """The bundle that is cut: the original, or what an earlier cut left of it."""
+    share: float
+    """Of the original's work that stays, about."""
+    int8: bool
+    """Store weights as integers."""
+
+
+def load_original(cut: Cut, stack: ExitStack) -> Model:
+    """The model to learn from, in evaluation mode."""
+    return load_model(stack.enter_context(local_bundle(cut.original)))[0]
+
+
+def load_cut(cut: Cut, stack: ExitStack, *, storage: Storage, kept: str) -> tuple[Model, bool]:
+    """The model to train, and whether it is still to be cut.
+
+    Args:
+        stack: closes what holds its files, which saving it needs.
+        kept: folder where an earlier start of this run left the model once it was cut.
+    """
+    ready = storage.exists(f"{kept}/{BUNDLE_FILE}")
+    folder = stack.enter_context(local_bundle(storage.uri(kept) if ready else cut.start))
+    model, _ = load_model(folder)
+    return model.requires_grad_(True), not ready
+
+
+def cut_model(model: Model, original: Model, cut: Cut, batches: Iterable[Batch]) -> None:
+    """Take out what matters least for the loss on some batches, in place.
+
+    Args:
+        original: tells the sizes.
+    """
+    groups = model.groups()
+    importance = Importance(model, groups)
+    model.eval()
+    for batch in batches:
+        model.zero_grad()
+        losses = [output.loss for output in model(batch).values()]
+        sum(losses[1:], losses[0]).backward()
+        importance.add()
+    model.zero_grad()
+    prune(model, importance, sizes_for(original, original.groups(), share=cut.share))
+    mark(model, int8=cut.int8)
+
+
+def mark(model: Model, *, int8: bool) -> None:
+    """Tell a model and its encoders that they are smaller than their configs say, and how they are to be saved."""
+    model.cut, model.int8 = True, int8
+    for encoder in model.encoders.values():
+        found = bool(encoder.groups())  # type: ignore[operator]
+        encoder.cut, encoder.int8 = found, found and int8  # type: ignore[assignment]
+
+
+def keep_cut(model: Model, *, storage: Storage, kept: str) -> None:
+    """Write a model that was cut, so that a run that is killed goes on with the same one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_model(model, folder, facts={})
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):
+            storage.write_bytes(f"{kept}/{name}", (folder / name).read_bytes())
