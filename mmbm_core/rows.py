@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from mmbm_core.compress.vectors import VectorKind, pack_vectors, unpack_vectors
 from mmbm_core.errors import MediaError
 from mmbm_core.sample import EMBEDDING, MODALITIES, Modality, vector_type
 
@@ -117,20 +118,24 @@ def embed_cells(
     return result
 
 
-def vector_array(values: np.ndarray, present: np.ndarray, *, half: bool = False) -> pa.FixedSizeListArray:
-    """(R, D) float32 and (R,) bool -> fixed_size_list<float>[D], null where not present."""
-    kept = values.astype(np.float16 if half else np.float32, copy=False)
+def vector_array(values: np.ndarray, present: np.ndarray, *, kind: VectorKind = "float32") -> pa.FixedSizeListArray:
+    """(R, D) float32 and (R,) bool -> a column of stored vectors, null where not present."""
+    kept = pack_vectors(values, kind)
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(kept.reshape(-1)), type=vector_type(values.shape[1], half=half), mask=pa.array(~present)
+        pa.array(kept.reshape(-1)), type=vector_type(values.shape[1], kind=kind), mask=pa.array(~present)
     )
 
 
-def vector_values(column: pa.FixedSizeListArray) -> np.ndarray:
-    """fixed_size_list[D] of R rows -> (R, D); zeros where null."""
-    width = column.type.list_size
-    filled = column.fill_null([0.0] * width) if column.null_count else column
-    values: np.ndarray = filled.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return values
+def vector_values(column: pa.FixedSizeListArray, *, width: int | None = None) -> np.ndarray:
+    """A column of R stored vectors -> (R, D) float32; anything where null.
+
+    Args:
+        width: D, of which bits do not tell the last few; None: as many as are stored.
+    """
+    size = column.type.list_size
+    filled = column.fill_null([0] * size) if column.null_count else column
+    stored: np.ndarray = filled.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    return unpack_vectors(stored, width=width or (8 * size if stored.dtype == np.uint8 else size))
 
 
 def modalities_array(modalities: Sequence[Sequence[Modality]]) -> pa.Array:

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
+from mmbm_core.compress.vectors import VectorKind, stored_width
+
 Modality = Literal["text", "image", "audio"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
@@ -35,6 +37,9 @@ def embedding_column(name: str) -> str:
     return f"{name}_{EMBEDDING}"
 
 
-def vector_type(width: int, *, half: bool = False) -> pa.DataType:
-    """Arrow type of one vector: fixed_size_list<float32 or float16>[width]."""
-    return pa.list_(pa.float16() if half else pa.float32(), width)
+_VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
+
+
+def vector_type(width: int, *, kind: VectorKind = "float32") -> pa.DataType:
+    """Arrow type of one vector of a width: fixed_size_list<float, int8 or uint8>."""
+    return pa.list_(_VECTOR_TYPES[kind], stored_width(width, kind))

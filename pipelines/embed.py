@@ -113,7 +113,7 @@ def make_spec(
     return RunSpec(
         output=output, model=probe.model, format=inputs.format, source_schema=schema, encodings=encodings,
         kept=tuple(kept), id_column=id_column, explode=request.explode,
-        half=s.half, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
+        vectors=s.vectors, on_bad_modality=request.on_bad_modality, limits=request.limits, budget=request.budget,
         unit_size=_unit_size(request, source, resources, probe, encodings, earlier), urls=urls_of(request, inputs),
         device=resources.device, threads=resources.threads,
         pools=start_pools(s.placement, probe.model, resources, modalities=names, limits=request.limits,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mmbm_core.errors import UsageError
 from mmbm_core.names import BUNDLE_FILE
-from mmbm_core.rows import content_hash
+from mmbm_core.rows import content_hash, vector_values
 from mmbm_core.sample import ID, MODALITIES
 from pipelines.progress import say
 from pipelines.sample import read_sample
@@ -91,9 +91,7 @@ def _inspect_output(output: Output, run: dict[str, Any], *, ids: bool) -> dict[s
 
 
 def _norms(column: pa.Array) -> np.ndarray:
-    valid = column.drop_null()
-    values = valid.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-    return np.linalg.norm(values.astype(np.float32), axis=1)
+    return np.linalg.norm(vector_values(column.drop_null()), axis=1)
 
 
 def _errors(output: Output) -> Iterator[list[str]]:

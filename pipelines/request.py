@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmbm_core.compress.vectors import VectorKind
 from mmbm_core.media import Limits
 from mmbm_core.names import DEFAULT_MODEL
 from mmbm_core.sample import MODALITIES, Modality
@@ -40,7 +41,7 @@ class EmbedSettings(RowsSettings):
     gpus_per_worker: float | None = Field(None, ge=0, description="GPUs each actor reserves; fractions share one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     placement: Literal["together", "per_modality", "decode_apart"] = Field("together", description=str(PLACEMENTS))
-    half: bool = Field(False, description="write float16 vectors")
+    vectors: VectorKind = Field("float32", description="float16: half the bytes, int8: a quarter, binary: 1/32")
     keep_media: bool = Field(False, description="carry raw images and sounds into the output")
     text_budget: int | None = Field(None, ge=1, description="tokens a batch, padding counted")
     image_budget: int | None = Field(None, ge=1, description="pixels a batch")

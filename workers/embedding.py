@@ -94,7 +94,7 @@ class _EmbeddingRun(UnitRun):
             MODALITIES_COLUMN: modalities_array([embedded.modalities[row] for row in good]),
         }
         for name, values in embedded.vectors.items():
-            columns[name] = vector_array(values[good], embedded.present[name][good], half=self.spec.half)
+            columns[name] = vector_array(values[good], embedded.present[name][good], kind=self.spec.vectors)
         kept = rows.table.take(pa.array(good, pa.int64()))
         columns |= {name: kept[name] for name in kept.column_names}
         return pa.table([columns[f.name] for f in self.schema], schema=self.schema)

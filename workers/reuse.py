@@ -88,7 +88,8 @@ class Reusable:
             taken = part.table.take(pa.array(there))
             for name in embedded.vectors:
                 column = taken[name].combine_chunks()
-                embedded.vectors[name][rows] = vector_values(column)
+                width = embedded.vectors[name].shape[1]
+                embedded.vectors[name][rows] = vector_values(column, width=width)
                 embedded.present[name][rows] = ~np.asarray(column.is_null())
             embedded.cut[rows] = part.cut[there]
             for row, modalities in zip(rows, taken[MODALITIES_COLUMN].to_pylist(), strict=True):

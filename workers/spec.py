@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from mmbm_core.compress.vectors import VectorKind
 from mmbm_core.media import Limits
 from mmbm_core.rows import Encoding
 from mmbm_core.sample import EMBEDDING, ID, MODALITIES_COLUMN, Modality, vector_type
@@ -119,7 +120,7 @@ class RunSpec(UnitSpec):
     """Settings of one embed run."""
 
     model: ModelSpec
-    half: bool
+    vectors: VectorKind
     budget: dict[Modality, int]
     device: str
     threads: int
@@ -143,7 +144,7 @@ class RunSpec(UnitSpec):
             [
                 pa.field(ID, pa.string()),
                 pa.field(MODALITIES_COLUMN, pa.list_(pa.string())),
-                *[pa.field(name, vector_type(width, half=self.half)) for name, width in vectors.items()],
+                *[pa.field(name, vector_type(width, kind=self.vectors)) for name, width in vectors.items()],
                 *[self.kept_field(name) for name in self.kept],
             ]
         )

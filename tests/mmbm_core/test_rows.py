@@ -6,8 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mmbm_core.compress.vectors import VectorKind
 from mmbm_core.errors import MediaError
-from mmbm_core.rows import Encoding, Vectors, cells_of, content_hash, embed_cells, hash_cells, unit_mean, vector_array
+from mmbm_core.rows import (
+    Encoding,
+    Vectors,
+    cells_of,
+    content_hash,
+    embed_cells,
+    hash_cells,
+    unit_mean,
+    vector_array,
+    vector_values,
+)
 
 TEXT = Encoding(column="text", modality="text", output="text_embedding")
 IMAGE = Encoding(column="image", modality="image", output="image_embedding")
@@ -95,11 +106,19 @@ def test_content_hashes_tell_values_apart() -> None:
     assert hash_cells([("ab",), ("a", "b"), None, MediaError("x")])[2:] == [(), None]
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_vector_arrays_have_a_fixed_width(half: bool) -> None:
-    array = vector_array(np.array([[1, 2], [3, 4]], np.float32), np.array([True, False]), half=half)
-    assert array.type == pa.list_(pa.float16() if half else pa.float32(), 2)
-    assert array.to_pylist() == [[1, 2], None]
+_STORED = {
+    "float32": (pa.float32(), [1, -2]), "float16": (pa.float16(), [1, -2]), "int8": (pa.int8(), [64, -127]),
+    "binary": (pa.uint8(), [0b1000_0000]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _STORED)
+def test_vector_arrays_have_a_fixed_width(kind: VectorKind) -> None:
+    array = vector_array(np.array([[1, -2], [3, 4]], np.float32), np.array([True, False]), kind=kind)
+    entry, stored = _STORED[kind]
+    assert array.type == pa.list_(entry, len(stored))
+    assert array.to_pylist() == [stored, None]
+    assert vector_values(array, width=2)[0].tolist() == ([1, -1] if kind == "binary" else stored)
 
 
 def test_a_fusion_sees_what_a_row_has_together_and_each_alone() -> None:

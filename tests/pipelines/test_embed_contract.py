@@ -88,7 +88,7 @@ def test_every_modality_may_be_missing_but_not_all(
 def test_half_vectors_and_media_on_request(embed: Callable[..., Any], write: Callable[..., Path]) -> None:
     image = {"bytes": image_file(), "path": "x.png"}
     path = write("a.parquet", [{"text": "a red disc", "image": image, "secret": "s"}])
-    done = embed(path, half=True, keep_media=True, drop_columns="secret")
+    done = embed(path, vectors="float16", keep_media=True, drop_columns="secret")
     (row,) = done.rows.values()
     assert done.table.schema.field("text_embedding").type == pa.list_(pa.float16(), 32)
     assert row["image"] == image and "secret" not in row

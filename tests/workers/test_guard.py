@@ -28,7 +28,7 @@ def make_guard(folder: Path, **given: Any) -> RowGuard:
     settings: dict[str, Any] = {"encodings": (IMAGE,), "id_column": "name", "explode": None} | given
     spec = RunSpec(
         output=Output(storage=storage, folder=path), model=model, format="parquet", source_schema=SCHEMA,
-        kept=("n",), half=False, on_bad_modality="quarantine", limits=Limits(), budget={},
+        kept=("n",), vectors="float32", on_bad_modality="quarantine", limits=Limits(), budget={},
         unit_size=UnitSize(rows=1000, size_bytes=1 << 20), urls=UrlPolicy(roots=(str(folder),)), device="cpu",
         threads=1, **settings,
     )  # fmt: skip
