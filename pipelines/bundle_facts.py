@@ -44,6 +44,7 @@ def bundle_facts(path: str) -> dict[str, Any]:
         "fusion": (spec["fusion"] or {}).get("kind"),
         "width": spec["width"] or content["widths"][next(iter(encoders))],
         "metrics": content.get("metrics", {}),
+        **({"compression": content["compression"]} if "compression" in content else {}),
         "space": content["space"],
         "files": len(sizes),
         "size_bytes": sum(sizes.values()),

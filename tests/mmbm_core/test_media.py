@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,18 +97,39 @@ def test_scaled_decoding_stays_above_the_size_asked_for() -> None:
     assert decode_image(data).shape == (480, 640, 3)
 
 
-def test_exact_and_scaled_decoding_refuse_the_same_files() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"quality": 5},
+        {"restart_marker_blocks": 2}, {"exif": exif(1)}, {"dpi": (72, 72)},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(32, 32), (201, 133), (1, 1), (7, 300)])
+def test_jpegs_have_the_pixels_that_pillow_gives(options: dict[str, Any], size: tuple[int, int]) -> None:
+    for mode in ("RGB", "L"):
+        data = encoded(picture(width=size[0], height=size[1]).convert(mode), "JPEG", **options)
+        assert np.array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_all_decoding_refuses_the_files_that_pillow_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = []
     for data in fuzzed([image_file("JPEG"), image_file("JPEG", exif=exif(1))], 200, seed=5):
-        pair = []
-        for size in (None, (16, 16)):
-            try:
-                decode_image(data, min_size_px=size)
-                pair.append(True)
-            except MediaError:
-                pair.append(False)
-        verdicts.append(tuple(pair))
-    assert set(verdicts) == {(True, True), (False, False)}
+        seen = []
+        for size, plain in ((None, True), ((16, 16), True), (None, False)):
+            with monkeypatch.context() as patched:
+                if not plain:
+                    patched.setattr("mmbm_core.media._decode_plain_jpeg", lambda *_: None)
+                try:
+                    pixels = decode_image(data, min_size_px=size)
+                    seen.append(pixels if size is None else True)
+                except MediaError:
+                    seen.append(False)
+        whole, scaled, pillow = (each is not False for each in seen)
+        assert whole == scaled == pillow
+        assert not whole or np.array_equal(seen[0], seen[2])
+        verdicts.append(whole)
+    assert set(verdicts) == {True, False}
 
 
 def _png_of(width: int, height: int) -> bytes:
