@@ -20,8 +20,8 @@ from pipelines.progress import Progress, say
 from pipelines.recipe import Recipe
 from workers.bundles import local_bundle, sibling_locations
 from workers.storage import open_location
-from workers.training.evaluation import EvaluateActor, EvaluatedSet, Subset, UnitScores
-from workers.training.scoring import Arrays, join
+from workers.training.evaluation import EvaluateActor, EvaluatedSet, UnitScores
+from workers.training.scoring import Arrays, Subset, join, mark_of
 
 _MAP_POINTS = 1500
 _NO_ROWS = "no row to score"
@@ -170,7 +170,7 @@ def _scored(model: Model, units: list[tuple[int, UnitScores]]) -> Scored:
         scores[task] = {}
         for subset in sorted(by_subset, key=lambda s: (-len(s), s)):
             found = model.tasks[task].score(*by_subset[subset])  # type: ignore[operator]
-            mark = "" if subset == whole else f"[{'+'.join(subset)}]"
+            mark = "" if subset == whole else mark_of(subset)
             scores[task] |= {f"{name}{mark}": round(value, 6) for name, value in found.items()}
     written, signatures = _written([unit for _, unit in units])
     for task, found in written.items():

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from mmbm_core.encoders.scratch import build_scratch
 from mmbm_core.errors import RunError, UsageError
-from mmbm_core.saved import load_model
+from mmbm_core.saved import load_model, read_bundle
 from pipelines.recipe import Recipe, load_recipe
 from tests.samples import image_file
 from tests.training import AUDIO, IMAGE, LABEL, TEXT, color_recipe, color_rows, recipe, write_rows
@@ -387,3 +387,20 @@ def test_val_names_the_rows_to_validate_on(train: Train, tmp_path: Path, val: st
     write_rows(tmp_path / "in" / ("folder/0.parquet" if val == "folder" else "val.parquet"), color_rows(12, seed=2))
     found = train(text_recipe(epochs=1), tmp_path / "in" / listed, val=str(tmp_path / "in" / val))
     assert (found["rows_train"], found["rows_val"]) == (24, 12)
+
+
+def test_modality_dropout_keeps_the_weights_that_are_best_on_all_subsets(
+    train: Train, evaluate: Any, colors: Path, tmp_path: Path
+) -> None:
+    made = recipe(
+        {"image": IMAGE, "audio": AUDIO}, {"color": LABEL}, epochs=6, evaluations=6,
+        model={"fusion": {"kind": "gated"}, "modality_dropout": 0.4},
+    )  # fmt: skip
+    done = train(made, colors)
+    history = read_bundle(tmp_path / "out")["history"]
+    names = ("color/accuracy", "color/accuracy[audio]", "color/accuracy[image]")
+    means = [sum(entry["scores"][name] for name in names) / 3 for entry in history]
+    kept = history[max(range(len(means)), key=lambda i: (round(means[i], 9), -i))]["scores"]
+    scored = evaluate(colors)["metrics"]
+    assert {n: round(scored[n.removeprefix("color/")], 4) for n in names} == {n: round(kept[n], 4) for n in names}
+    assert done["metrics"]["color/accuracy"] == scored["accuracy"] and "color/accuracy[image]" not in done["metrics"]

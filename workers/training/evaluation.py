@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,15 @@ import torch
 
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.model import Batch, Column, Encoded, Model
-from mmbm_core.sample import ID, Modality
+from mmbm_core.sample import ID
 from mmbm_core.saved import load_model
 from workers.bundles import local_bundle
 from workers.training.batches import BatchMaker, Columns
 from workers.training.feed import Feed, Piece
 from workers.training.rows import column_values
-from workers.training.scoring import Arrays, Collected
+from workers.training.scoring import Arrays, Collected, Subset, subsets
 
 _BATCH_ROWS = 64
-
-Subset = tuple[Modality, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +91,6 @@ class EvaluateActor:
         }
         scores.bad_values, scores.values_cut = maker.bad_values, maker.values_cut
         return scores
-
-
-def subsets(model: Model, tasks: Sequence[str]) -> dict[Subset, set[str]]:
-    """Every subset of modalities that a set's tasks are scored on, with the tasks that it tells something of."""
-    found: dict[Subset, set[str]] = {}
-    for name in tasks:
-        if name not in model.tasks:
-            continue
-        config = model.spec.tasks[name]
-        used = tuple(m for m in model.modalities if any(m in view for view in config.views.values()))
-        least = 1 if len(config.views) == 1 and config.kind != "align" else len(used)
-        for size in range(least, len(used) + 1):
-            for subset in combinations(used, size):
-                found.setdefault(subset, set()).add(name)
-    return found
 
 
 def _parts(table: pa.Table) -> Iterator[pa.Table]:

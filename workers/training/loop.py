@@ -47,7 +47,7 @@ from workers.training.schedule import (
     watched,
     whole_batch,
 )
-from workers.training.scoring import Scores, predict, score, smaller_is_better
+from workers.training.scoring import Scores, predict, score, smaller_is_better, watched_score
 from workers.training.settings import TrainingSettings
 from workers.training.start import start_adapters
 from workers.training.together import Place, average_gradients, sum_counts
@@ -256,17 +256,20 @@ class Training:
         """Score the weights that would be kept, and keep them where they are the best so far."""
         loss = torch.stack(self.losses).mean().item() if self.losses else float("nan")
         with self.kept.in_place():
-            scores = score(self.model, predict(self.model, self._val_batches(), world=self.place.world))
+            apart = self.model.spec.modality_dropout > 0
+            found = predict(self.model, self._val_batches(), world=self.place.world, apart=apart)
+            scores = score(self.model, found)
         self.losses.clear()
         if self.log is not None:
             self.log.add(self.step, {"loss": loss, "lr": self.optimizer.param_groups[-1]["lr"], **scores})
             self.log.flush()
         name = watched(self.model, self.settings)
-        if name not in scores:
+        value = watched_score(name, scores)
+        if value is None:
             raise UsageError(f"training.metric {name} was not measured; there are {', '.join(scores)}")
         task, _, metric = name.partition("/")
         sign = -1 if smaller_is_better(self.model.tasks[task], metric) else 1  # type: ignore[arg-type]
-        self.kept.add(sign * scores[name], step=self.step, loss=loss, scores=scores)
+        self.kept.add(sign * value, step=self.step, loss=loss, scores=scores)
 
     def _val_batches(self) -> Iterator[Batch]:
         for index, each in enumerate(self.sets):

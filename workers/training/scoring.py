@@ -1,6 +1,7 @@
 """Predictions and scores of a model over whole sets of rows."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -14,7 +15,29 @@ Arrays = dict[str, np.ndarray]
 """By a task's own names: arrays over all rows."""
 
 Scores = dict[str, float]
-"""TASK/METRIC -> value."""
+"""TASK/METRIC -> value; of a subset of the modalities, TASK/METRIC[image+text]."""
+
+Subset = tuple[Modality, ...]
+
+
+def subsets(model: Model, tasks: Sequence[str]) -> dict[Subset, set[str]]:
+    """Every subset of modalities that a set's tasks are scored on, with the tasks that it tells something of."""
+    found: dict[Subset, set[str]] = {}
+    for name in tasks:
+        if name not in model.tasks:
+            continue
+        config = model.spec.tasks[name]
+        used = tuple(m for m in model.modalities if any(m in view for view in config.views.values()))
+        least = 1 if len(config.views) == 1 and config.kind != "align" else len(used)
+        for size in range(least, len(used) + 1):
+            for subset in combinations(used, size):
+                found.setdefault(subset, set()).add(name)
+    return found
+
+
+def mark_of(subset: Subset) -> str:
+    """What the names of scores on a subset of the modalities end with."""
+    return f"[{'+'.join(subset)}]"
 
 
 class Collected:
@@ -40,19 +63,42 @@ class Collected:
 
 
 @torch.inference_mode()
-def predict(model: Model, batches: Iterable[Batch], *, world: int) -> dict[str, tuple[Arrays, Arrays]]:
-    """Predictions and targets by task over all workers' rows, on each of them."""
+def predict(
+    model: Model, batches: Iterable[Batch], *, world: int, apart: bool = False
+) -> dict[str, tuple[Arrays, Arrays]]:
+    """Predictions and targets by task over all workers' rows, on each of them.
+
+    Args:
+        apart: also on every other subset of the modalities that a task reads, by TASK[SUBSET].
+    """
     model.eval()
-    collected = Collected()
+    whole, parts = Collected(), {s: (Collected(), tasks) for s, tasks in (_lesser(model) if apart else {}).items()}
     for batch in batches:
-        collected.add(model, batch, model.encode_batch(batch))
-    found = collected.joined()
+        encoded = model.encode_batch(batch)
+        whole.add(model, batch, encoded)
+        for subset, (collected, tasks) in parts.items():
+            some = batch._replace(targets={n: t for n, t in batch.targets.items() if n in tasks})
+            collected.add(model, some, encoded, only=subset)
+    found = whole.joined()
+    for subset, (collected, _) in parts.items():
+        found |= {f"{task}{mark_of(subset)}": each for task, each in collected.joined().items()}
     if world == 1:
         return found
     everyone: list[dict[str, tuple[Arrays, Arrays]]] = [{}] * world
     dist.all_gather_object(everyone, found)
-    names = [name for name in model.tasks if any(name in each for each in everyone)]
+    names = dict.fromkeys(name for each in everyone for name in each)
     return {n: join([each[n] for each in everyone if n in each]) for n in names}
+
+
+def _lesser(model: Model) -> dict[Subset, set[str]]:
+    """Subsets that leave out some of what a task reads."""
+    found: dict[Subset, set[str]] = {}
+    for subset, tasks in subsets(model, list(model.tasks)).items():
+        views = {name: model.spec.tasks[name].views.values() for name in tasks}
+        less = {name for name, each in views.items() if any(set(view) - set(subset) for view in each)}
+        if less:
+            found[subset] = less
+    return found
 
 
 def join(parts: Sequence[tuple[Arrays, Arrays]]) -> tuple[Arrays, Arrays]:
@@ -65,9 +111,16 @@ def score(model: Model, found: Mapping[str, tuple[Arrays, Arrays]]) -> Scores:
     """Scores of what `predict` found."""
     scores: Scores = {}
     for name, (predictions, targets) in found.items():
-        for metric, value in model.tasks[name].score(predictions, targets).items():  # type: ignore[operator]
-            scores[f"{name}/{metric}"] = round(value, 6)
+        task, bracket, subset = name.partition("[")
+        for metric, value in model.tasks[task].score(predictions, targets).items():  # type: ignore[operator]
+            scores[f"{task}/{metric}{bracket}{subset}"] = round(value, 6)
     return scores
+
+
+def watched_score(name: str, scores: Scores) -> float | None:
+    """The score that chooses the best weights: its mean over the subsets of modalities that it was measured on."""
+    found = [value for each, value in scores.items() if each == name or each.startswith(f"{name}[")]
+    return sum(found) / len(found) if name in scores else None
 
 
 def smaller_is_better(task: Task, metric: str) -> bool:

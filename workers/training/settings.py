@@ -43,7 +43,8 @@ class TrainingSettings(BaseModel):
     ogm_ge: Annotated[float, Field(gt=0)] | None = None
     """Alpha of OGM-GE for two trained encoders with unimodal logits; None: off."""
     metric: str | None = None
-    """TASK/METRIC on validation rows that chooses the best weights; None: that of the first task."""
+    """TASK/METRIC on validation rows that chooses the best weights; None: that of the first task. With modality
+    dropout, its mean over all subsets of the modalities; TASK/METRIC[image] is that of one."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Evaluations without a better metric after which training stops; None: never."""
     evaluations: Annotated[int, Field(ge=1)] = 10
