@@ -14,11 +14,12 @@ from mmbm_core.encoders.base import Encoder, EncoderOutput
 from mmbm_core.encoders.segments import segment_tokens
 from mmbm_core.fusion import build_fusion
 from mmbm_core.fusion.base import Fused, drop_modalities
+from mmbm_core.mixing import mix_rows
 from mmbm_core.sample import MODALITIES, Modality
 from mmbm_core.spec import EncoderConfig, ModelSpec
 from mmbm_core.tasks import build_task
+from mmbm_core.tasks.align import AlignConfig
 from mmbm_core.tasks.base import Representation, TaskOutput, View
-from mmbm_core.tasks.classification import ClassificationTask
 
 
 class Values(NamedTuple):
@@ -80,6 +81,9 @@ class Model(nn.Module):
             for n, c in spec.tasks.items()
         }
         self.tasks = nn.ModuleDict(built)
+        joining = [n for n, c in spec.tasks.items() if isinstance(c, AlignConfig) and c.mix and "text" in self.encoders]
+        # known before training: tokenizers change while they are called, and threads call them there
+        self.token_rules = {name: encoders["text"].token_rules() for name in joining}  # type: ignore[operator]
 
     cut: bool = False
     """Is what comes after the encoders smaller than the spec says?"""
@@ -114,8 +118,7 @@ class Model(nn.Module):
                 values[modality, column] = Values(rows, [encoder.augmented(modality, part) for part in data])
         batch = batch._replace(values=values)
         for name, task in self.tasks.items():
-            if name in batch.targets and isinstance(task, ClassificationTask) and task.config.mix is not None:
-                batch = _mix(batch, name, task)
+            batch = mix_rows(batch, name, task, encoders=self.encoders, rules=self.token_rules)
         return batch
 
     def encode_batch(self, batch: Batch, *, only: Collection[Modality] | None = None) -> dict[Column, Encoded]:
@@ -186,17 +189,6 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-
-def _mix(batch: Batch, name: str, task: ClassificationTask) -> Batch:
-    """The images of a task mixed across the parts that they are encoded in, and its targets."""
-    column: Column = ("image", task.config.inputs["image"])
-    rows, parts = batch.values[column]
-    if not len(rows):
-        return batch
-    images, targets = task.mix(torch.cat(list(parts)), rows, batch.targets[name])
-    mixed = Values(rows, images.split([len(part) for part in parts]))
-    return batch._replace(values={**batch.values, column: mixed}, targets={**batch.targets, name: targets})
 
 
 def mean_of_units(vectors: Mapping[Modality, Tensor], present: Mapping[Modality, Tensor], zero: Tensor) -> Tensor:

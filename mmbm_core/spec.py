@@ -94,8 +94,8 @@ class ModelSpec(BaseModel):
             self._check_labels(name, task)
             if isinstance(task, AlignConfig) and task.start == "canonical":
                 self._check_canonical(name, task.views["inputs"])
-            if isinstance(task, ClassificationConfig) and task.mix is not None:
-                self._check_mix(name, task.inputs["image"])
+            if isinstance(task, AlignConfig | ClassificationConfig) and task.mix is not None:
+                self._check_mix(name, task.inputs)
             for view in task.views.values():
                 unknown = [m for m in view if m not in self.encoders]
                 if unknown:
@@ -118,16 +118,22 @@ class ModelSpec(BaseModel):
                         f"{name} may tell: leave it out, or write depends_on: [{rest}] in the task if they never do"
                     )
 
-    def _check_mix(self, name: str, column: str) -> None:
-        readers = [n for n, t in self.tasks.items() if any(("image", column) in v.items() for v in t.views.values())]
-        others = [n for n in readers if n != name]
+    def _check_mix(self, name: str, mixed: Mapping[Modality, str]) -> None:
+        """Refuse mixing where another task sees the mixed values, or where none are there to mix."""
+        what = " and ".join(f"{modality}s" for modality in mixed)
+        others = [n for n, t in self.tasks.items() if n != name
+                  and any(mixed.items() & view.items() for view in t.views.values())]  # fmt: skip
         if others:
             raise ValueError(
-                f"task {name} mixes images that {', '.join(others)} reads too, whose targets are not mixed; leave "
+                f"task {name} mixes {what} that {', '.join(others)} reads too, whose targets are not mixed; leave "
                 "mix out"
             )
-        if "image" in self.encoders and self.encoders["image"].training == "frozen":
-            raise ValueError(f"task {name} mixes images, which needs an encoder of images with training: full or lora")
+        frozen = [m for m in mixed if m in self.encoders and self.encoders[m].training == "frozen"]
+        if frozen:
+            raise ValueError(
+                f"task {name} mixes {what}, which needs an encoder of {' and one of '.join(f'{m}s' for m in frozen)} "
+                "with training: full or lora; a frozen one runs once, before training: leave mix out, or train it"
+            )
 
     def _check_canonical(self, name: str, view: Mapping[Modality, str]) -> None:
         trained = [m for m in view if m in self.encoders and not self.encoders[m].stored]

@@ -20,7 +20,8 @@ from pipelines.common import (
     unit_bytes,
     urls_of,
 )
-from pipelines.gate import judge
+from pipelines.dropped import remove_dropped, write_dropped
+from pipelines.gate import Verdict, judge
 from pipelines.labels import balance_classes, settle_labels
 from pipelines.progress import say
 from pipelines.recipe import FOLDER, read_recipe
@@ -54,7 +55,8 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
     """Write each row with its copies; Ray must be initialised.
 
     Returns:
-        The figures of the whole output: rows_in, rows_out, rows_quarantined, rows_written, seconds, ...
+        The figures of the whole output: rows_in, rows_out, rows_quarantined, rows_written, seconds, ...; and where the
+        recipe has a gate, `dropped`: the page of what it left out.
 
     Raises:
         UsageError: the request can't be carried out as written.
@@ -68,22 +70,39 @@ def augment(request: AugmentRequest) -> dict[str, Any]:
         check_nodes_share(inputs, output)
         spec = make_spec(request, inputs, source, resources, output)
         check_same_schema(spec, earlier)
-        if request.recipe.gate is not None:
-            spec = replace(spec, refused=judge(request.recipe.gate, request, output))
+        verdict = judge(request.recipe.gate, request, output) if request.recipe.gate is not None else None
+        spec = replace(spec, refused=verdict.reasons) if verdict else spec
         if request.recipe.balance is not None:
             spec = replace(spec, balance=balance_classes(request.recipe, spec, inputs))
         finished = output.entries() if earlier else {}
         books = start_books(request, spec, AUGMENT, _describe(request, spec), finished=finished)
-        changed = ", ".join(f"{each.name} ({'spoken' if each.spoken else each.modality})" for each in spec.changed)
-        carried = ", ".join(spec.kept)
-        say(f"input: {inputs.format}; changing {changed or 'nothing'}; carrying {carried or 'nothing else'}")
-        say(resources.describe())
+        pages = _show_dropped(verdict, request, spec, inputs, source)
+        _say_choice(inputs, spec, resources)
         pool = Pool(resources.workers, resources.cpus, 0)
         with Stream(inputs, spec, AugmentationWorker, pool, finished=finished, retry_errors=request.retry_errors,
                     stall_s=s.stall_s) as stream:  # fmt: skip
             for entry in stream.entries(spec, books):
                 books.add(entry)
-        return books.close(seconds=time.monotonic() - started)
+        return books.close(seconds=time.monotonic() - started) | pages
+
+
+def _show_dropped(
+    verdict: Verdict | None, request: AugmentRequest, spec: AugmentSpec, inputs: InputSet, source: SourceSample
+) -> dict[str, str]:
+    """The page of what the gate left out, as `dropped`, before the run begins: a run that fails has it too."""
+    gate = request.recipe.gate
+    if verdict is None or gate is None:
+        remove_dropped(spec.output)
+        return {}
+    page = write_dropped(verdict, gate, request, spec, inputs=inputs, source=source)
+    return {"dropped": page} if page else {}
+
+
+def _say_choice(inputs: InputSet, spec: AugmentSpec, resources: WorkerResources) -> None:
+    changed = ", ".join(f"{each.name} ({'spoken' if each.spoken else each.modality})" for each in spec.changed)
+    carried = ", ".join(spec.kept)
+    say(f"input: {inputs.format}; changing {changed or 'nothing'}; carrying {carried or 'nothing else'}")
+    say(resources.describe())
 
 
 def make_spec(

@@ -1,19 +1,15 @@
 """What a report shows beside scores: confusion, reliability, the worst mistakes with their media, a map of vectors."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import soundfile
 
 from mmbm_core import metrics
-from mmbm_core.errors import MediaError
-from mmbm_core.media import DEFAULT_LIMITS, decode_audio
 from mmbm_core.sample import Modality
-from pipelines.page import encode_media, thumbnail
+from pipelines.page import show_value
 from workers.training.evaluation import EvaluatedSet
 from workers.training.feed import READ_CPUS, Feed, Piece
 
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 
 _MISTAKES = 12
 _SAMPLES = 12
-_CLIP_S, _CLIP_HZ = 10.0, 16_000
 
 
 def describe_tasks(scored: "Scored", sets: Sequence[EvaluatedSet]) -> dict[str, Any]:
@@ -152,24 +147,10 @@ def shown_values(
     """Id and values of some rows of a piece, small enough for a page."""
     table = feed.table(piece, "val").take(pa.array(places))
     return [
-        (row["id"], {m: shown for m, c in view.items() if (shown := _shown(m, row.get(f"{m}:{c}"))) is not None})
+        (row["id"], {m: value for m, c in view.items() if (value := _first(m, row.get(f"{m}:{c}"))) is not None})
         for row in table.to_pylist()
     ]
 
 
-def _shown(modality: Modality, cell: list[Any] | None) -> Any:
-    if not cell:
-        return None
-    try:
-        if modality == "text":
-            return cell[0][:2000]
-        return thumbnail(cell[0]) if modality == "image" else _clip(cell[0])
-    except MediaError:
-        return None
-
-
-def _clip(data: bytes) -> dict[str, str]:
-    waveform = decode_audio(data, rate_hz=_CLIP_HZ, limits=DEFAULT_LIMITS, keep_s=_CLIP_S)
-    sink = io.BytesIO()
-    soundfile.write(sink, waveform[: int(_CLIP_S * _CLIP_HZ)], _CLIP_HZ, format="WAV", subtype="PCM_16")
-    return encode_media("audio/wav", sink.getvalue())
+def _first(modality: Modality, cell: list[Any] | None) -> Any:
+    return show_value(modality, cell[0]) if cell else None

@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import soundfile
 from PIL import Image
 
-from mmbm_core.errors import UsageError
-from mmbm_core.media import decode_image
+from mmbm_core.errors import MediaError, UsageError
+from mmbm_core.media import DEFAULT_LIMITS, decode_audio, decode_image
+from mmbm_core.sample import Modality
 
 _FOLDER = Path(__file__).parent
 _THUMBNAIL_PX = 192
+_CLIP_HZ = 16_000
+_MOST_CHARS = 2000
 _MEDIA = frozenset(
     f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif")
 ) | frozenset(f"audio/{kind}" for kind in ("wav", "mpeg", "flac", "ogg"))  # fmt: skip
@@ -57,6 +61,32 @@ def thumbnail(data: bytes) -> Media:
     sink = io.BytesIO()
     image.save(sink, "PNG")
     return encode_media("image/png", sink.getvalue())
+
+
+def clip(data: bytes, *, keep_s: float) -> Media:
+    """The beginning of an encoded sound, mono.
+
+    Raises:
+        MediaError: it can't be decoded.
+    """
+    waveform = decode_audio(data, rate_hz=_CLIP_HZ, limits=DEFAULT_LIMITS, keep_s=keep_s)
+    sink = io.BytesIO()
+    soundfile.write(sink, waveform[: int(keep_s * _CLIP_HZ)], _CLIP_HZ, format="WAV", subtype="PCM_16")
+    return encode_media("audio/wav", sink.getvalue())
+
+
+def show_value(modality: Modality, value: Any, *, keep_s: float = 10.0) -> str | Media | None:
+    """A text or an encoded picture or sound, small enough for a page; None for what can't be decoded.
+
+    Args:
+        keep_s: of a sound.
+    """
+    try:
+        if modality == "text":
+            return str(value)[:_MOST_CHARS]
+        return thumbnail(value) if modality == "image" else clip(value, keep_s=keep_s)
+    except MediaError:
+        return None
 
 
 def _media(value: Any) -> dict[str, str] | None:

@@ -1,85 +1,61 @@
-"""New samples from pairs of modalities: two pairs as one, and captions that are wrong by one word."""
+"""New samples from pairs of modalities: of two image-text pairs, one (MixGen, Hao et al., 2206.08358).
 
-import random
-import re
-from typing import NamedTuple
+Shapes: `B` rows, `N` images, `K` new pairs, `H` rows of pixels, `W` columns of them.
+"""
 
+from typing import Annotated, NamedTuple
+
+import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from mmbm_core.augment.draws import sample_seed
-
-SWAPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "colour": (
-        ("red", "orange", "yellow", "green", "blue", "purple", "pink", "turquoise", "brown", "black", "white", "grey"),
-    ),
-    "number": (("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),),  # "one" needs other nouns
-    "direction": (
-        ("left", "right"),
-        ("top", "bottom"),
-        ("above", "below"),
-        ("over", "under"),
-        ("up", "down"),
-        ("inside", "outside"),
-        ("before", "after"),
-    ),
-}
-"""By class: words of which each may stand in another's place, and the caption then says something else."""
-
-_ARTICLE = re.compile(r"\b(an?)(\s+)$", re.IGNORECASE)
+SHARE = 0.5
+"""Lambda: how much of a mixed image is its own; the paper keeps it fixed."""
 
 
-class Captioned(NamedTuple):
-    """An image and what is said of it."""
+class PairAugment(BaseModel):
+    """How image-text pairs of a batch are mixed."""
 
-    image: Tensor
-    """(3, H, W) uint8 or float in 0..255."""
-    text: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-def mix_gen(first: Captioned, second: Captioned) -> Captioned:
-    """Both images blended half and half, both texts one after the other (MixGen, 2206.08358, eq. 1).
-
-    Nothing is drawn: the paper's share is 0.5. The second image takes the size of the first; the result is float32.
-    """
-    size = list(first.image.shape[1:])
-    other = nn.functional.interpolate(second.image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return Captioned(torch.lerp(first.image.float(), other, 0.5), f"{first.text} {second.text}")
+    mixgen: Annotated[float, Field(gt=0, le=0.5)]
+    """Share of a batch's pairs that MixGen replaces: both images blended half and half, one text after the other. The
+    pair that each is mixed with stays as it is, so a half is the most."""
 
 
-def hard_negatives(caption: str, *, seed: int) -> dict[str, str]:
-    """By class of SWAPS that the caption has a word of: the caption with one such word changed for another one.
+class Pairs(NamedTuple):
+    """Which rows are mixed."""
 
-    The new word does not stand in the caption (of "a red and a blue ball" an exchange would be as true), its case and
-    the article before it are those of the place (as REPLACE in SugarCrepe, 2306.14610). Words are taken at face value:
-    "left" may be a verb, and what the caption does not say may be true of the image.
+    rows: Tensor
+    """(K,) int64: those that are replaced."""
+    partners: Tensor
+    """(K,) int64: what each is mixed with; none of them is replaced."""
+
+
+def draw_pairs(rows: Tensor, *, share: float, seed: int) -> Pairs:
+    """Deal some of the rows (B,) out to pairs; no row is in two of them.
 
     Args:
-        seed: of the word and of what it is changed for.
+        share: K / B, rounded.
     """
-    found = {kind: _swapped(caption, groups, sample_seed(seed, kind)) for kind, groups in SWAPS.items()}
-    return {kind: changed for kind, changed in found.items() if changed is not None}
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))).to(rows.device)
+    count = min(round(share * len(rows)), len(rows) // 2)
+    return Pairs(rows[order[:count]], rows[order[count : 2 * count]])
 
 
-def _swapped(caption: str, groups: tuple[tuple[str, ...], ...], seed: int) -> str | None:
-    """None where no word of the groups stands alone in the caption, or all of its group do."""
-    present = {word.lower() for word in re.findall(r"\w+", caption)}
-    choices = []
-    for group in groups:
-        others = [word for word in group if word not in present]
-        places = re.finditer(rf"\b({'|'.join(group)})\b", caption, re.IGNORECASE)
-        choices += [(place, other) for place in places for other in others]
-    if not choices:
-        return None
-    place, word = choices[int(random.Random(seed).random() * len(choices))]
-    before, after = caption[: place.start()], caption[place.end() :]
-    return _agreeing(before, word) + _in_case_of(place[0], word) + after
+def blend_images(images: Tensor, pairs: Pairs) -> Tensor:
+    """Images (N, 3, H, W), uint8 or float, as float32; `pairs` number them: lambda I_i + (1 - lambda) I_j (eq. 1)."""
+    mixed = images.float()
+    blended = torch.lerp(mixed[pairs.partners], mixed[pairs.rows], SHARE)
+    return mixed.index_copy(0, pairs.rows, blended)
 
 
-def _agreeing(before: str, word: str) -> str:
-    """The text before a word, its article as the word needs it."""
-    return _ARTICLE.sub(lambda found: found[1][0] + ("n" if word[0] in "aeiou" else "") + found[2], before)
+def regroup(groups: Tensor, pairs: Pairs) -> Tensor:
+    """Groups (B,), which are not negative, of a batch after mixing: a new pair has a negative one of its own.
 
-
-def _in_case_of(old: str, word: str) -> str:
-    return word.capitalize() if old[0].isupper() else word
+    It is that of all that is mixed of the same two groups, in either order and any process. Within one group, such as
+    two captions of a photograph, a mixture is still of that group.
+    """
+    own, other = groups[pairs.rows], groups[pairs.partners]
+    return groups.index_copy(0, pairs.rows, torch.where(own == other, own, -1 - (own ^ other)))

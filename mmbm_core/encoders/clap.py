@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor, load_tokenizer, settings
 from mmbm_core.encoders.sound import prepare_sounds
-from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
+from mmbm_core.encoders.tokens import (
+    TokenBatch,
+    TokenRules,
+    collate_tokens,
+    prepare_texts,
+    token_rules,
+    tokenizer_fingerprint,
+)
 from mmbm_core.errors import MediaError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
@@ -73,6 +80,10 @@ class ClapEncoder(Encoder):
         if modality == "text":
             return collate_tokens(items, pad_id=self.tokenizer.pad_token_id, device=self.device)
         return torch.stack([item.data for item in items]).to(self.device)
+
+    def token_rules(self) -> TokenRules:
+        """How ids of texts are put together."""
+        return token_rules(self.tokenizer, max_tokens=self.max_tokens)
 
     def forward(self, modality: Modality, batch: Any) -> EncoderOutput:
         if modality == "text":

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, image_kernels, jpeg_oversize
 from mmbm_core.encoders.checkpoint import load_model, load_preprocessor, load_tokenizer
 from mmbm_core.encoders.pixels import PixelSteps, stack
-from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, tokenizer_fingerprint
+from mmbm_core.encoders.tokens import (
+    TokenBatch,
+    TokenRules,
+    collate_tokens,
+    prepare_texts,
+    token_rules,
+    tokenizer_fingerprint,
+)
 from mmbm_core.errors import MediaError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
@@ -76,6 +83,10 @@ class ClipEncoder(Encoder):
             num_tokens=self.pad_to,
             left=self.tokenizer.padding_side == "left",
         )
+
+    def token_rules(self) -> TokenRules:
+        """How ids of texts are put together."""
+        return token_rules(self.tokenizer, max_tokens=self.max_tokens, padded_to=self.pad_to or 0)
 
     def forward(self, modality: Modality, batch: Any) -> EncoderOutput:
         if modality == "image":

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from mmbm_core.compress.quantize import KERNEL, multiplies_int8, quantize_linears
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer
-from mmbm_core.encoders.tokens import TokenBatch, collate_tokens, prepare_texts, token_budget, tokenizer_fingerprint
+from mmbm_core.encoders.tokens import (
+    TokenBatch,
+    TokenRules,
+    collate_tokens,
+    prepare_texts,
+    token_budget,
+    token_rules,
+    tokenizer_fingerprint,
+)
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
 from mmbm_core.sample import Modality
@@ -103,6 +111,10 @@ class TextEncoder(Encoder):
 
     def collate(self, modality: Modality, items: Sequence[Item]) -> TokenBatch:
         return collate_tokens(items, pad_id=self.tokenizer.pad_token_id, device=self.device)
+
+    def token_rules(self) -> TokenRules:
+        """How ids of texts are put together."""
+        return token_rules(self.tokenizer, max_tokens=self.config.max_tokens, prompt_tokens=self._prompt_tokens)
 
     def forward(self, modality: Modality, batch: TokenBatch) -> EncoderOutput:
         tokens = self.model(input_ids=batch.input_ids, attention_mask=batch.mask).last_hidden_state

@@ -28,6 +28,37 @@ class TokenBatch(NamedTuple):
     """(B, T) int64: 1 for a real token."""
 
 
+class TokenRules(NamedTuple):
+    """What stands around the tokens of a text, and how many there may be."""
+
+    start: int
+    """Ids before the text: special ones, and a prompt's."""
+    end: int
+    """Special ids after it."""
+    most: int
+    """All ids of a text; longer ones are cut, before the end."""
+    least: int = 0
+    """Ids that each text is padded to."""
+
+    def join(self, first: Sequence[int], second: Sequence[int]) -> list[int]:
+        """Ids of two texts as those of one: one start, the tokens of both, one end."""
+        stop = len(second) - self.end
+        body = [*first[: len(first) - self.end], *second[self.start : stop]]
+        return [*body[: self.most - self.end], *second[stop:]]
+
+
+def token_rules(tokenizer: Any, *, max_tokens: int, prompt_tokens: int = 0, padded_to: int = 0) -> TokenRules:
+    """What a transformers tokenizer puts around a text: what an empty one consists of, parted where another begins.
+
+    Args:
+        prompt_tokens: ids before the text where there is a prompt, the special ones among them.
+        padded_to: ids that each text is padded to.
+    """
+    around, some = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
+    start = next((i for i, (a, b) in enumerate(zip(around, some, strict=False)) if a != b), len(around))
+    return TokenRules(prompt_tokens or start, len(around) - start, max_tokens, padded_to)
+
+
 def token_budget(device: torch.device) -> int:
     """Tokens, padding counted, of a batch that uses the device well."""
     return 1024 if device.type == "cpu" else 65536

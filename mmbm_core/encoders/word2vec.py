@@ -22,7 +22,7 @@ from torch import nn
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item
 from mmbm_core.encoders.checkpoint import WORD2VEC_FILE
 from mmbm_core.encoders.text import pool
-from mmbm_core.encoders.tokens import TokenBatch, collate_tokens
+from mmbm_core.encoders.tokens import TokenBatch, TokenRules, collate_tokens
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits, text_error
 from mmbm_core.sample import Modality
@@ -103,6 +103,10 @@ class Word2VecEncoder(Encoder):
 
     def collate(self, modality: Modality, items: Sequence[Item]) -> TokenBatch:
         return collate_tokens(items, pad_id=0, device=self.device)
+
+    def token_rules(self) -> TokenRules:
+        """How ids of texts are put together: nothing stands around them."""
+        return TokenRules(start=0, end=0, most=self.config.max_tokens)
 
     def save(self, folder: Path) -> None:
         write_folder(folder, WordVectors(self._words, self.embedding.weight.detach().cpu().numpy()))

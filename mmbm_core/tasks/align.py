@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmbm_core import metrics
+from mmbm_core.augment import PairAugment, Pairs, draw_pairs, regroup
 from mmbm_core.losses import ContrastiveConfig, ContrastiveLoss
 from mmbm_core.sample import Modality
 from mmbm_core.tasks.base import BaseTaskConfig, Representation, Task, TaskOutput, View
@@ -37,6 +38,17 @@ class AlignConfig(BaseTaskConfig):
     """Of that analysis: what is added to each covariance, as a multiple of its mean eigenvalue."""
     joining_ridge: Annotated[float, Field(gt=0)] = 0.5
     """Of the regression by which a third modality joins: a multiple of each feature's variance."""
+    mix: PairAugment | None = None
+    """Make one image-text pair of two, in a share of a training batch; for encoders that are trained."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AlignConfig":
+        if self.mix is not None and set(self.inputs) != {"image", "text"}:
+            raise ValueError(
+                f"mix makes one image-text pair of two, but inputs are {', '.join(self.inputs)}: what the others hold "
+                "would belong to a half of it; leave mix out, or give image and text alone"
+            )
+        return self
 
     @property
     def views(self) -> dict[str, View]:
@@ -61,6 +73,17 @@ class AlignTask(Task):
     def encode_targets(self, columns: Mapping[str, Sequence[Any]], ids: Sequence[str]) -> dict[str, np.ndarray]:
         names = columns[self.config.group] if self.config.group else ids
         return {"group": np.array([_number_of(str(name)) for name in names], np.int64)}
+
+    def mix(self, rows: Tensor, targets: Mapping[str, Tensor]) -> tuple[Pairs, dict[str, Tensor]]:
+        """Which of the rows (N,) that have image and text are mixed in pairs, and the targets with their new groups.
+
+        What is mixed is a negative of both its sources and no positive, as any two pairs of a batch are in the paper,
+        which leaves the losses as they are (2206.08358): half of an image goes better with both texts than with one.
+        The seed comes from torch's global generator on the CPU.
+        """
+        assert self.config.mix is not None
+        pairs = draw_pairs(rows, share=self.config.mix.mixgen, seed=int(torch.randint(1 << 62, ())))
+        return pairs, {**targets, "group": regroup(targets["group"], pairs)}
 
     def forward(self, views: Mapping[str, Representation], targets: Mapping[str, Tensor]) -> TaskOutput:
         view = views["inputs"]

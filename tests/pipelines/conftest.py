@@ -23,7 +23,8 @@ from tests.training import CrewHere, color_dataset, fit_here
 from workers.embedding import EmbeddingWorker
 from workers.probe import Probe
 from workers.readers.discover import InputSet
-from workers.spec import RunSpec
+from workers.spec import RunSpec, UnitSpec
+from workers.unit import UnitWorker
 
 
 class Run:
@@ -58,6 +59,24 @@ class EmbeddingHere:
     def entries(self, spec: RunSpec, books: Any) -> Iterator[dict[str, Any]]:
         worker = EmbeddingWorker(spec)
         for block in PlanSource(self.inputs, spec, **self.facts).get_read_tasks(1)[0]():
+            yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
+
+
+class Here:
+    """A `Stream` in this process."""
+
+    def __init__(self, inputs: Any, run: Any, worker: type[UnitWorker], pool: Any, *, stall_s: float, **facts: Any):
+        self.plan, self.worker = PlanSource(inputs, run, **facts), worker
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def entries(self, spec: UnitSpec, books: Any) -> Iterator[dict[str, Any]]:
+        worker = self.worker(spec)  # type: ignore[call-arg]
+        for block in self.plan.get_read_tasks(1)[0]():
             yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
 
 

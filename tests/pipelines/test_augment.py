@@ -2,10 +2,9 @@
 
 import base64
 import io
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,14 @@ from mmbm_core.predict import Predictor
 from pipelines import augment as augment_module
 from pipelines import embed as embed_module
 from pipelines.augment import RECIPES, AugmentRequest, load_augment_recipe
-from pipelines.plan import PlanSource
 from pipelines.preview import preview
 from pipelines.recipe import known_recipes
 from pipelines.request import RowsSettings
-from pipelines.stream import checked
 from tests.bundles import make_model, make_talker, save_bundle
-from tests.pipelines.conftest import EmbeddingHere
+from tests.pipelines.conftest import EmbeddingHere, Here
 from tests.samples import audio_file, image_file, tone
-from workers.spec import UnitSpec
-from workers.unit import UnitWorker
 
 FLIP = {"image": {"flip": True}, "copies": 3}
-
-
-class Here:
-    """A `Stream` in this process."""
-
-    def __init__(self, inputs: Any, run: Any, worker: type[UnitWorker], pool: Any, *, stall_s: float, **facts: Any):
-        self.plan, self.worker = PlanSource(inputs, run, **facts), worker
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def entries(self, spec: UnitSpec, books: Any) -> Iterator[dict[str, Any]]:
-        worker = self.worker(spec)  # type: ignore[call-arg]
-        for block in self.plan.get_read_tasks(1)[0]():
-            yield from map(checked, map(json.loads, worker(block)["entry"].to_pylist()))
 
 
 class Done:

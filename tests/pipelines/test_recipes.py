@@ -170,6 +170,39 @@ def test_augmentation_that_labels_do_not_survive_is_refused(settings: list[str],
     assert said in str(caught.value)
 
 
+PAIR = "{kind: align, inputs: {image: image, text: text}, mix: {mixgen: 0.25}}"
+TRAINED = "model.encoders.text={model: minilm, training: lora}"
+SMALL = "model.encoders.image={model: {kind: image_cnn}, training: full}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "task pair mixes images and texts, which needs an encoder of images and one of texts with training: full "
+         "or lora; a frozen one runs once, before training: leave mix out, or train it"),
+        ([SMALL], "which needs an encoder of texts with training: full or lora"),
+        ([TRAINED], "which needs an encoder of images with training: full or lora"),
+        (["model.tasks.pair.inputs={image: image, text: text, audio: audio}"],
+         "mix makes one image-text pair of two, but inputs are image, text, audio: what the others hold would belong "
+         "to a half of it; leave mix out, or give image and text alone"),
+        (["model.tasks.pair.inputs={text: text, audio: audio}"], "but inputs are text, audio"),
+        ([SMALL, TRAINED, "model.tasks.meant={kind: understanding, inputs: {text: text}, label: x}"],
+         "task pair mixes images and texts that meant reads too, whose targets are not mixed; leave mix out"),
+        (["model.tasks.pair.mix={mixgen: 0.75}"], "less than or equal to 0.5"),
+        (["model.tasks.pair.mix={mixup: 0.2}"], "mixup: unknown key"),
+    ],
+)  # fmt: skip
+def test_pairs_that_can_not_be_mixed_are_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("synth-align", settings=[f"model.tasks={{pair: {PAIR}}}", *settings])
+    assert said in str(caught.value)
+
+
+def test_pairs_are_mixed_for_encoders_that_are_trained() -> None:
+    settings = [f"model.tasks={{pair: {PAIR}}}", SMALL, TRAINED]
+    assert load_recipe("synth-align", settings=settings).model.tasks["pair"].mix.mixgen == 0.25  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,73 +1,53 @@
-"""Two pairs become one by MixGen's definition, and a hard negative differs from its caption by one word."""
+"""Two pairs become one by MixGen's definition, and no row is in two of them."""
 
 import pytest
 import torch
-from PIL import Image
+from pydantic import ValidationError
 
-from mmbm_core.augment.cross import SWAPS, Captioned, hard_negatives, mix_gen
-
-WORDS = {word: kind for kind, groups in SWAPS.items() for group in groups for word in group}
+from mmbm_core.augment.cross import PairAugment, Pairs, blend_images, draw_pairs, regroup
 
 
-def _image(height: int, width: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+@pytest.mark.parametrize(("share", "count"), [(0.5, 5), (0.25, 3), (0.1, 1), (0.01, 0)])
+def test_a_share_of_the_rows_is_mixed_with_others_that_stay(share: float, count: int) -> None:
+    rows = torch.arange(3, 14)
+    pairs = draw_pairs(rows, share=share, seed=1)
+    drawn = torch.cat(pairs).tolist()
+    assert len(pairs.rows) == len(pairs.partners) == count
+    assert len(set(drawn)) == 2 * count and set(drawn) <= set(rows.tolist())
 
 
-def test_two_pairs_are_one() -> None:
-    first, second = Captioned(_image(8, 12, 0), "a dog runs"), Captioned(_image(8, 12, 1), "a red car")
-    mixed = mix_gen(first, second)
-    torch.testing.assert_close(mixed.image, (first.image.float() + second.image.float()) / 2)
-    assert mixed.text == "a dog runs a red car"
+def test_a_seed_repeats_and_another_does_not() -> None:
+    rows = torch.arange(40)
+    first, again, other = (torch.stack(draw_pairs(rows, share=0.25, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_the_second_image_takes_the_size_of_the_first() -> None:
-    first, second = Captioned(torch.zeros(3, 8, 12), "a"), Captioned(_image(32, 24, 1), "b")
-    wanted = Image.fromarray(second.image.permute(1, 2, 0).numpy()).resize((12, 8), Image.Resampling.BILINEAR)
-    pixels = torch.tensor(list(wanted.tobytes())).view(8, 12, 3).permute(2, 0, 1)
-    assert (2 * mix_gen(first, second).image - pixels).abs().max() <= 1  # Pillow rounds
+def test_nothing_is_mixed_where_there_is_no_other() -> None:
+    for rows in (torch.arange(0), torch.arange(1)):
+        assert not len(draw_pairs(rows, share=0.5, seed=0).rows)
 
 
-def test_words_are_in_one_class() -> None:
-    assert len(WORDS) == sum(len(group) for groups in SWAPS.values() for group in groups)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_mixed_image_is_half_of_each(dtype: torch.dtype) -> None:
+    images = torch.randint(256, (5, 3, 4, 6), generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = images.clone()
+    mixed = blend_images(images, Pairs(torch.tensor([4, 1]), torch.tensor([0, 2])))
+    for place, other in ((4, 0), (1, 2)):
+        torch.testing.assert_close(mixed[place], 0.5 * before[place].float() + 0.5 * before[other].float())
+    assert torch.equal(mixed[[0, 2, 3]], before[[0, 2, 3]].float()) and torch.equal(images, before)
 
 
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "Two red cups stand left of a blue plate.",
-        "three dogs run up a hill",
-        "A man in an orange vest, above the WHITE line; four birds are over him",
-    ],
-)
-def test_a_negative_differs_by_one_word_of_its_class(caption: str) -> None:
-    kinds = {WORDS[word] for word in caption.lower().replace(",", "").replace(".", "").split() if word in WORDS}
-    seen: dict[str, set[str]] = {}
-    for seed in range(200):
-        negatives = hard_negatives(caption, seed=seed)
-        assert set(negatives) == kinds
-        assert negatives == hard_negatives(caption, seed=seed)
-        for kind, negative in negatives.items():
-            pairs = zip(caption.split(), negative.split(), strict=True)
-            changed = [pair for pair in pairs if pair[0] != pair[1] and pair[0].lower() not in ("a", "an")]
-            ((old, new),) = changed
-            old, new = old.strip(",.;"), new.strip(",.;")
-            assert WORDS[old.lower()] == WORDS[new.lower()] == kind
-            assert old[0].isupper() == new[0].isupper()
-            assert new.lower() not in caption.lower().split()
-            seen.setdefault(kind, set()).add(negative)
-    assert all(len(each) > 1 for kind, each in seen.items() if kind != "direction")
+def test_a_new_pair_is_of_no_group_of_its_sources_unless_they_share_it() -> None:
+    groups = torch.tensor([7, 1 << 62, 7, 1 << 62, 5, 5, 7])
+    mixed = regroup(groups, Pairs(torch.tensor([0, 3, 4]), torch.tensor([1, 2, 5])))
+    assert torch.equal(mixed[[1, 2, 5, 6]], groups[[1, 2, 5, 6]])
+    assert mixed[0] < 0 and mixed[0] == mixed[3]  # of the same two, in either order
+    assert mixed[4] == 5
+    others = regroup(groups, Pairs(torch.tensor([0]), torch.tensor([4])))
+    assert others[0] < 0 and others[0] != mixed[0]
 
 
-def test_articles_agree() -> None:
-    found = {hard_negatives("A red door and an orange wall", seed=seed)["colour"] for seed in range(300)}
-    assert "A red door and a blue wall" in found
-    assert not any("an blue" in each or "a orange" in each for each in found)
-    assert all(each.startswith("A ") for each in found)
-    assert hard_negatives("An orange", seed=1)["colour"].startswith("A ")
-
-
-def test_opposites() -> None:
-    assert hard_negatives("a cat left of a dog", seed=3) == {"direction": "a cat right of a dog"}
-    assert hard_negatives("from left to right", seed=3) == {}  # the other word is there too
-    assert hard_negatives("a leftover pinkish thing", seed=3) == {} == hard_negatives("", seed=1)
+@pytest.mark.parametrize("share", [0, -0.1, 0.6])
+def test_a_share_that_leaves_no_partners_is_refused(share: float) -> None:
+    with pytest.raises(ValidationError):
+        PairAugment(mixgen=share)
