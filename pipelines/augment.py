@@ -23,7 +23,7 @@ from pipelines.common import (
 from pipelines.gate import judge
 from pipelines.labels import balance_classes, settle_labels
 from pipelines.progress import say
-from pipelines.recipe import FOLDER, read_recipe
+from pipelines.recipe_file import FOLDER, read_recipe
 from pipelines.request import RowsRequest
 from pipelines.sample import SourceSample
 from pipelines.stream import Pool, Stream

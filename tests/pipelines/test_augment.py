@@ -25,7 +25,7 @@ from pipelines import embed as embed_module
 from pipelines.augment import RECIPES, AugmentRequest, load_augment_recipe
 from pipelines.plan import PlanSource
 from pipelines.preview import preview
-from pipelines.recipe import known_recipes
+from pipelines.recipe_file import known_recipes
 from pipelines.request import RowsSettings
 from pipelines.stream import checked
 from tests.bundles import make_model, make_talker, save_bundle
