@@ -24,7 +24,7 @@ from pipelines.dropped import remove_dropped, write_dropped
 from pipelines.gate import Verdict, judge
 from pipelines.labels import balance_classes, settle_labels
 from pipelines.progress import say
-from pipelines.recipe import FOLDER, read_recipe
+from pipelines.recipe_file import FOLDER, read_recipe
 from pipelines.request import RowsRequest
 from pipelines.sample import SourceSample
 from pipelines.stream import Pool, Stream

@@ -1,6 +1,7 @@
 """What is wrong with a recipe, a line each, with the key or value that was probably meant."""
 
 import difflib
+import reprlib
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 _SAID = ("missing", "extra_forbidden", "value_error", "union_tag_not_found")
 """Errors whose message tells enough without the value."""
+_SHORT = reprlib.Repr()
+"""Of a value: a few lines of YAML can stand for gigabytes."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
 
 
 class _Place(NamedTuple):
@@ -40,7 +44,7 @@ def _line(place: _Place, error: Any) -> str:
         return f"{place.path}.kind = {error['ctx']['tag']!r}: unknown kind{like(error['ctx']['tag'], known)}"
     if kind == "union_tag_not_found":
         return f"{place.path}.kind: field required"
-    given = "" if kind in _SAID else f" = {error['input']!r}"
+    given = "" if kind in _SAID else f" = {_SHORT.repr(error['input'])}"
     return f"{place.path}{given}: {message[0].lower()}{message[1:]}"
 
 

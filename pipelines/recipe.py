@@ -4,18 +4,13 @@ A recipe names columns, not files; INPUTs come from the command line. `recipes/`
 """
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmbm_core.errors import UsageError
 from mmbm_core.spec import ModelSpec
-from pipelines.problems import tell_problems
+from pipelines.recipe_file import FOLDER, read_recipe
 from workers.training.settings import TrainingSettings
-
-FOLDER = Path(__file__).parent / "recipes"
 
 
 class TurnsSettings(BaseModel):
@@ -126,49 +121,3 @@ def load_recipe(name: str, *, settings: Iterable[str] = ()) -> Recipe:
         UsageError: no such recipe, or all that is wrong with it.
     """
     return read_recipe(name, Recipe, FOLDER, settings=settings)
-
-
-_Kind = TypeVar("_Kind", bound=BaseModel)
-
-
-def read_recipe(name: str, kind: type[_Kind], folder: Path, *, settings: Iterable[str] = ()) -> _Kind:
-    """A recipe of some kind; `folder` holds those that ship. The rest is as of `load_recipe`."""
-    content = _read(name, folder)
-    for pair in settings:
-        path, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair}: write part.key=value, such as training.epochs=3")
-        _put(content, path.split("."), yaml.safe_load(value), pair)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problems = "".join(f"\n  {line}" for line in tell_problems(error, kind))
-        raise UsageError(f"recipe {name}:{problems}") from error
-
-
-def known_recipes(folder: Path = FOLDER) -> list[str]:
-    """Names of the recipes that ship."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def _read(name: str, folder: Path) -> dict[str, Any]:
-    path = Path(name)
-    if not path.suffix and name in known_recipes(folder):
-        path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UsageError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(known_recipes(folder))}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"recipe {name} holds no mapping of keys to values")
-    return content
-
-
-def _put(content: dict[str, Any], path: list[str], value: Any, pair: str) -> None:
-    for key in path[:-1]:
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
-            raise UsageError(f"--set {pair}: {key} is a value and has no parts")
-    content[path[-1]] = value

@@ -10,7 +10,7 @@ from deploy.cli.rows import add_row_arguments, row_arguments
 from deploy.cli.settings import parse_settings, usage_error
 from pipelines.augment import RECIPES, AugmentRequest, augment, load_augment_recipe
 from pipelines.preview import preview
-from pipelines.recipe import known_recipes
+from pipelines.recipe_file import known_recipes
 from pipelines.request import RowsSettings
 
 

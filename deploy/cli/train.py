@@ -5,7 +5,8 @@ from typing import Any
 
 from deploy.cli.cluster import connect
 from mmbm_core.errors import UsageError
-from pipelines.recipe import known_recipes, load_recipe
+from pipelines.recipe import load_recipe
+from pipelines.recipe_file import known_recipes
 from pipelines.train import TrainRequest, train
 
 

@@ -7,29 +7,10 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmbm_core.synth.world import IMAGE_SIZE_PX, Bar, Layout, Scene, Thing
+from mmbm_core.synth.scene import IMAGE_SIZE_PX, Bar, Layout, Scene, Thing
+from mmbm_core.synth.words import RGB
+from mmbm_core.synth.world import BAR_RGB, World
 
-RGB = tuple[int, int, int]
-
-COLOUR_RGB: dict[str, RGB] = {
-    "red": (214, 39, 40),
-    "orange": (245, 130, 32),
-    "yellow": (246, 211, 45),
-    "green": (46, 160, 67),
-    "blue": (38, 90, 220),
-    "purple": (142, 62, 190),
-    "pink": (247, 130, 190),
-    "turquoise": (32, 190, 185),
-}
-# Ground and pattern tones. Under any light, white stays above grey and grey above black, and no
-# pattern is lost to saturation, so the labels are decidable.
-BACKGROUND_RGB: dict[str, tuple[RGB, RGB]] = {
-    "white": ((226, 226, 224), (203, 204, 208)),
-    "grey": ((90, 91, 94), (111, 113, 117)),
-    "black": ((24, 24, 27), (46, 46, 51)),
-    "beige": ((222, 203, 166), (200, 178, 138)),
-}
-BAR_RGB: RGB = (112, 77, 52)
 BLUR_PX = {"none": 0.0, "slight": 0.8, "strong": 1.7}
 # Brightness at the left and the right edge.
 LIGHT_GAIN = {"even": (0.88, 0.88), "dim": (0.6, 0.6), "bright": (1.1, 1.1), "left": (1.1, 0.6), "right": (0.6, 1.1)}
@@ -38,11 +19,11 @@ _GRAIN_SD = 3.0
 _JPEG_QUALITY = 90
 
 
-def render(scene: Scene, *, layout: Layout, rng: np.random.Generator) -> Image.Image:
+def render(scene: Scene, *, layout: Layout, world: World, rng: np.random.Generator) -> Image.Image:
     """Paint a scene, `(IMAGE_SIZE_PX, IMAGE_SIZE_PX)` RGB. `rng` gives the pattern's phase and the grain."""
-    image = Image.fromarray(_ground(scene, rng))
+    image = Image.fromarray(_ground(scene, world, rng))
     for thing in layout.things:
-        _paint(image, thing)
+        _paint(image, thing, world.colours[thing.colour].rgb)
     if layout.bar:
         _paint_bar(image, layout.bar)
     left, right = LIGHT_GAIN[scene.light]
@@ -61,9 +42,10 @@ def encode_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def _ground(scene: Scene, world: World, rng: np.random.Generator) -> np.ndarray:
     """The background and its pattern, `(H, W, 3)` uint8."""
-    base, tone = (np.array(rgb, np.float32) for rgb in BACKGROUND_RGB[scene.background])
+    ground = world.backgrounds[scene.background]
+    base, tone = (np.array(rgb, np.float32) for rgb in (ground.rgb, ground.tone))
     share = (_pattern(scene.texture, rng) * 255).astype(np.uint8)
     shades = base + np.linspace(0, 1, 256)[:, None] * (tone - base)
     return shades.astype(np.uint8)[share]
@@ -113,7 +95,7 @@ def _outline(shape: str) -> np.ndarray:
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
 
 
-def _paint(image: Image.Image, thing: Thing) -> None:
+def _paint(image: Image.Image, thing: Thing, colour: RGB) -> None:
     """Paint one thing: soft shadow, dark rim, lit body."""
     tilt = math.radians(thing.tilt_deg)
     turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
@@ -122,7 +104,6 @@ def _paint(image: Image.Image, thing: Thing) -> None:
     side = int(2 * thing.radius_px) + 6
     centre = np.array([thing.x_px - x0, thing.y_px - y0])
     whole, body = (_mask(centre + corners * scale, side) for scale in (1.0, 0.86))
-    colour = COLOUR_RGB[thing.colour]
     shadow = whole.point([level // 3 for level in range(256)])
     image.paste((0, 0, 0), (x0 + 2, y0 + 3), shadow)
     image.paste(tuple(int(0.72 * level) for level in colour), (x0, y0), whole)

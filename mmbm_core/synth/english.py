@@ -1,9 +1,11 @@
 """English words and phrases of a scene. Also what the dialogue speaks."""
 
-from mmbm_core.synth.world import Group, Scene
+import re
+
+from mmbm_core.synth.scene import Group, Scene
+from mmbm_core.synth.world import World
 
 NUMBER = {1: "one", 2: "two", 3: "three", 4: "four"}
-SIZE = {"small": "small", "medium": "medium-sized", "large": "large"}
 PLACE = {
     "left": "on the left",
     "right": "on the right",
@@ -13,12 +15,6 @@ PLACE = {
 }
 _RELATION = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}
 _SYNONYM = {
-    "small": "little",
-    "medium-sized": "mid-sized",
-    "large": "big",
-    "plain": "uniform",
-    "checked": "chequered",
-    "dotted": "spotted",
     "on the left": "on the left-hand side",
     "on the right": "on the right-hand side",
     "at the top": "in the upper half",
@@ -31,14 +27,9 @@ _SYNONYM = {
 }
 
 
-def noun(shape: str, count: int) -> str:
-    """The name of a shape, singular or plural."""
-    return shape if count == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
-
-
 def with_article(phrase: str) -> str:
-    """ "a star", "an orange star"."""
-    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"  # u is left out: "a uniform background"
+    """ "a star", "an orange star", "a uniform background"."""
+    return f"{'an' if re.match('(?!uni|us|eu|one)[aeiou]', phrase, re.I) else 'a'} {phrase}"
 
 
 def be(count: int) -> str:
@@ -46,24 +37,26 @@ def be(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def phrase(group: Group, *, synonyms: bool = False) -> str:
+def phrase(group: Group, *, world: World, synonyms: bool = False) -> str:
     """ "two small red circles", "a large orange star"."""
-    size = SIZE[group.size]
-    things = f"{_SYNONYM[size] if synonyms else size} {group.colour} {noun(group.shape, group.count)}"
+    size, colour = (said.english(synonyms) for said in (world.sizes[group.size], world.colours[group.colour]))
+    things = f"{size} {colour} {world.shapes[group.shape].english(synonyms).of(group.count)}"
     return with_article(things) if group.count == 1 else f"{NUMBER[group.count]} {things}"
 
 
-def parts(scene: Scene, *, synonyms: bool = False) -> dict[str, str]:
+def parts(scene: Scene, *, world: World, synonyms: bool = False) -> dict[str, str]:
     """What the patterns of `grammar` name, for a scene."""
 
     def say(word: str) -> str:
         return _SYNONYM.get(word, word) if synonyms else word
 
-    phrases = [phrase(group, synonyms=synonyms) for group in scene.groups]
+    phrases = [phrase(group, world=world, synonyms=synonyms) for group in scene.groups]
     places = [say(PLACE[group.place]) for group in scene.groups]
     verbs = [be(group.count) for group in scene.groups]
     placed = [" ".join(pair) for pair in zip(phrases, places, strict=True)]
-    ground = f"{with_article(f'{say(scene.texture)} {scene.background}')} {say('background')}"
+    texture = world.textures[scene.texture].english(synonyms)
+    background = world.backgrounds[scene.background].english(synonyms)
+    ground = f"{with_article(f'{texture} {background}')} {say('background')}"
     where = f"{say(_RELATION[scene.main.place])} {phrases[1]}" if scene.other else places[0]
     return {
         "be": verbs[0],
@@ -71,7 +64,7 @@ def parts(scene: Scene, *, synonyms: bool = False) -> dict[str, str]:
         "listed": ", ".join(placed),
         "ground": f"{say('on')} {ground}",
         "ground_np": ground,
-        "ground_is": f"{say(scene.texture)} {'' if scene.texture == 'plain' else 'and '}{scene.background}",
+        "ground_is": f"{texture} {'' if scene.texture == 'plain' else 'and '}{background}",
         "relation": f"{phrases[0]} {verbs[0]} {where}",
         "inverted": ", ".join(" ".join(part) for part in zip(places, verbs, phrases, strict=True)),
     }

@@ -3,36 +3,12 @@
 After "ein" adjectives take mixed endings, after a bare numeral strong ones (Duden, Grammatik, "Adjektivflexion").
 """
 
-from mmbm_core.synth.world import Group, Scene
+from mmbm_core.synth.scene import Group, Scene
+from mmbm_core.synth.world import World
 
-# Gender, nominative singular, dative singular, nominative plural. The dative plural adds -n where there is none.
-_NOUN = {
-    "circle": ("m", "Kreis", "Kreis", "Kreise"),
-    "square": ("n", "Quadrat", "Quadrat", "Quadrate"),
-    "triangle": ("n", "Dreieck", "Dreieck", "Dreiecke"),
-    "star": ("m", "Stern", "Stern", "Sterne"),
-    "heart": ("n", "Herz", "Herzen", "Herzen"),
-    "cross": ("n", "Kreuz", "Kreuz", "Kreuze"),
-    "diamond": ("f", "Raute", "Raute", "Rauten"),
-    "arrow": ("m", "Pfeil", "Pfeil", "Pfeile"),
-}
-COLOUR = {
-    "red": "rot",
-    "orange": "orangefarben",
-    "yellow": "gelb",
-    "green": "grün",
-    "blue": "blau",
-    "purple": "violett",
-    "pink": "rosa",
-    "turquoise": "türkisfarben",
-}
-BACKGROUND = {"white": "weiß", "grey": "grau", "black": "schwarz", "beige": "beigefarben"}
-TEXTURE = {"plain": "einfarbig", "striped": "gestreift", "dotted": "gepunktet", "checked": "kariert"}
-SIZE = {"small": "klein", "medium": "mittelgroß", "large": "groß"}
 NUMBER = {2: "zwei", 3: "drei", 4: "vier"}
 PLACE = {"left": "links", "right": "rechts", "top": "oben", "bottom": "unten", "centre": "in der Mitte"}
 _RELATION = {"left": "links von", "right": "rechts von", "top": "über", "bottom": "unter"}
-_INVARIABLE = {"rosa"}
 
 _ARTICLE = {
     "nom": {"m": "ein", "f": "eine", "n": "ein"},
@@ -46,40 +22,43 @@ _ENDING = {
 }
 
 
-def phrase(group: Group, *, case: str) -> str:
+def phrase(group: Group, *, case: str, world: World) -> str:
     """ "zwei kleine rote Kreise", "einem großen Herzen". `case`: nom, acc or dat."""
-    gender, singular, singular_dat, plural = _NOUN[group.shape]
+    noun, colour, size = world.shapes[group.shape].de, world.colours[group.colour].de, world.sizes[group.size].de
+    assert noun and colour and size, "a language without words isn't spoken"
     if group.count == 1:
-        lead, ending = _ARTICLE[case][gender], _ENDING[case][gender]
-        noun = singular_dat if case == "dat" else singular
+        lead, ending = _ARTICLE[case][noun.gender], _ENDING[case][noun.gender]
+        name = noun.dative or noun.word if case == "dat" else noun.word
     else:
         lead, ending = NUMBER[group.count], _ENDING[case]["plural"]
-        noun = plural + "n" if case == "dat" and not plural.endswith("n") else plural
-    return f"{lead} {_inflect(SIZE[group.size], ending)} {_inflect(COLOUR[group.colour], ending)} {noun}"
+        name = noun.plural + "n" if case == "dat" and noun.plural[-1] not in "ns" else noun.plural
+    return f"{lead} {size.with_ending(ending)} {colour.with_ending(ending)} {name}"
 
 
-def parts(scene: Scene) -> dict[str, str]:
+def parts(scene: Scene, *, world: World) -> dict[str, str]:
     """What the patterns of `grammar` name, for a scene."""
     places = [PLACE[group.place] for group in scene.groups]
     placed = {
-        case: [f"{phrase(group, case=case)} {place}" for group, place in zip(scene.groups, places, strict=True)]
+        case: [
+            f"{phrase(group, case=case, world=world)} {place}"
+            for group, place in zip(scene.groups, places, strict=True)
+        ]
         for case in _ARTICLE
     }
     verbs = ["ist" if group.count == 1 else "sind" for group in scene.groups]
-    subjects = [phrase(group, case="nom") for group in scene.groups]
-    texture, background = TEXTURE[scene.texture], BACKGROUND[scene.background]
-    ground_dat = f"einem {texture}en {background}en Hintergrund"
-    where = f"{_RELATION[scene.main.place]} {phrase(scene.other, case='dat')}" if scene.other else places[0]
+    subjects = [phrase(group, case="nom", world=world) for group in scene.groups]
+    texture, background = world.textures[scene.texture].de, world.backgrounds[scene.background].de
+    assert texture and background, "a language without words isn't spoken"
+    ground_dat = f"einem {texture.with_ending('en')} {background.with_ending('en')} Hintergrund"
+    where = places[0]
+    if scene.other:
+        where = f"{_RELATION[scene.main.place]} {phrase(scene.other, case='dat', world=world)}"
     return {
         **{f"groups_{case}": " und ".join(placed[case]) for case in placed},
         "listed_dat": ", ".join(placed["dat"]),
         "ground": f"vor {ground_dat}",
         "ground_dat": ground_dat,
-        "ground_is": f"{texture} {background}" if scene.texture == "plain" else f"{texture} und {background}",
+        "ground_is": f"{texture.word} {'' if scene.texture == 'plain' else 'und '}{background.word}",
         "relation": f"{subjects[0]} {verbs[0]} {where}",
         "inverted": ", ".join(" ".join(part) for part in zip(places, verbs, subjects, strict=True)),
     }
-
-
-def _inflect(adjective: str, ending: str) -> str:
-    return adjective if adjective in _INVARIABLE else adjective + ending

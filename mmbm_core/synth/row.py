@@ -9,15 +9,15 @@ import pyarrow as pa
 from mmbm_core.errors import UsageError
 from mmbm_core.synth.dialogue import converse
 from mmbm_core.synth.draw import encode_jpeg, render
-from mmbm_core.synth.grammar import NUM_PHRASINGS, caption, contradict, paraphrase
+from mmbm_core.synth.grammar import caption, contradict, paraphrase
+from mmbm_core.synth.scene import Layout, Scene, choose, draw_scene, lay_out
 from mmbm_core.synth.statement import state
 from mmbm_core.synth.utterance import utter
-from mmbm_core.synth.world import Layout, Scene, choose, draw_scene, lay_out
+from mmbm_core.synth.world import BUILT_IN, LANGUAGES, World
 
 WORLD_VERSION = 2
 """Raised whenever the same seed and index give another row than before."""
 CAPTIONS_PER_ROW = 3
-LANGUAGES = ("en", "de", "fr")
 
 _THING = pa.struct(
     [
@@ -63,6 +63,7 @@ SCHEMA = pa.schema(
         ("snr_db", pa.float32()),
     ]
 )
+"""Of a world with words in all languages."""
 
 
 class _Stream(IntEnum):
@@ -79,8 +80,14 @@ class _Stream(IntEnum):
     STATEMENT = 8
 
 
-def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
-    """Make row `index` of the world `seed`; it depends on these two alone.
+def schema_of(world: World) -> pa.Schema:
+    """Columns of a world's rows: those of `SCHEMA`, without the languages that it has no words for."""
+    silent = {f"{name}_{language}" for name in ("text", "captions") for language in {*LANGUAGES} - {*world.languages}}
+    return pa.schema([field for field in SCHEMA if field.name not in silent])
+
+
+def make_row(index: int, *, seed: int, speech: bool = True, world: World = BUILT_IN) -> dict[str, Any]:
+    """Make row `index` of a world; it depends on the seed, the index and the world alone.
 
     Args:
         index: 0 or more.
@@ -88,7 +95,7 @@ def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
         speech: False leaves `audio` and the labels of the voice null.
 
     Returns:
-        One value for each column of `SCHEMA`.
+        One value for each column of `schema_of(world)`.
 
     Raises:
         SpeechUnavailable: `speech` is asked for and espeak-ng isn't installed.
@@ -97,13 +104,13 @@ def make_row(index: int, *, seed: int, speech: bool = True) -> dict[str, Any]:
     if index < 0 or seed < 0:
         raise UsageError(f"index and seed must be 0 or more; got index={index}, seed={seed}")
     streams = {stream: np.random.default_rng([seed, index, stream]) for stream in _Stream}
-    scene = draw_scene(streams[_Stream.SCENE])
+    scene = draw_scene(streams[_Stream.SCENE], world=world)
     layout = lay_out(scene, rng=streams[_Stream.LAYOUT])
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row: dict[str, Any] = dict.fromkeys(schema_of(world).names)
     row["id"] = f"synth-{seed}-{index:09d}"
-    row["image"] = encode_jpeg(render(scene, layout=layout, rng=streams[_Stream.PIXELS]))
-    row |= _labels(scene, layout) | _words(scene, streams[_Stream.WORDS], streams[_Stream.PAIRS])
-    row["turns"] = converse(scene, layout=layout, rng=streams[_Stream.DIALOGUE])
+    row["image"] = encode_jpeg(render(scene, layout=layout, world=world, rng=streams[_Stream.PIXELS]))
+    row |= _labels(scene, layout) | _words(scene, world, streams[_Stream.WORDS], streams[_Stream.PAIRS])
+    row["turns"] = converse(scene, layout=layout, world=world, rng=streams[_Stream.DIALOGUE])
     said = state(scene, rng=streams[_Stream.STATEMENT])
     row |= {"statement": said.text, "truth": "true" if said.truth else "false"}
     if speech:
@@ -120,20 +127,21 @@ def _labels(scene: Scene, layout: Layout) -> dict[str, Any]:
     )
 
 
-def _words(scene: Scene, words: np.random.Generator, pairs: np.random.Generator) -> dict[str, Any]:
-    phrasings = words.permutation(NUM_PHRASINGS)[:CAPTIONS_PER_ROW].tolist()
+def _words(scene: Scene, world: World, words: np.random.Generator, pairs: np.random.Generator) -> dict[str, Any]:
+    num_phrasings = len(world.captions)
+    phrasings = words.permutation(num_phrasings)[:CAPTIONS_PER_ROW].tolist()
     captions = {
-        language: [caption(scene, language=language, phrasing=phrasing) for phrasing in phrasings]
-        for language in LANGUAGES
+        language: [caption(scene, world=world, language=language, phrasing=phrasing) for phrasing in phrasings]
+        for language in world.languages
     }
-    false_scene, contradicted = contradict(scene, rng=pairs)
-    free = [phrasing for phrasing in range(NUM_PHRASINGS) if phrasing != phrasings[0]]
+    false_scene, contradicted = contradict(scene, world=world, rng=pairs)
+    free = [phrasing for phrasing in range(num_phrasings) if phrasing != phrasings[0]]
+    similar = paraphrase(scene, world=world, phrasing=choose(pairs, free))
+    false_phrasing = choose(pairs, range(num_phrasings))
     return {
-        "text": captions["en"][0],
-        "text_de": captions["de"][0],
-        "text_fr": captions["fr"][0],
-        **{f"captions_{language}": captions[language] for language in LANGUAGES},
-        "similar": paraphrase(scene, phrasing=choose(pairs, free)),
-        "contradiction": caption(false_scene, language="en", phrasing=choose(pairs, range(NUM_PHRASINGS))),
+        **{"text" if language == "en" else f"text_{language}": said[0] for language, said in captions.items()},
+        **{f"captions_{language}": said for language, said in captions.items()},
+        "similar": similar,
+        "contradiction": caption(false_scene, world=world, language="en", phrasing=false_phrasing),
         "contradicted": contradicted,
     }

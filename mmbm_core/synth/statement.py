@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmbm_core.synth.world import OCCLUSIONS, Scene, choose, others
+from mmbm_core.synth.scene import OCCLUSIONS, Scene, choose, others
 
 SAYINGS: dict[str, tuple[str, ...]] = {
     "none": (

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmbm_core.synth import acoustics, speech
-from mmbm_core.synth.world import choose
+from mmbm_core.synth.scene import choose
 
 
 class Utterance(NamedTuple):

@@ -1,196 +1,186 @@
-"""What a scene is: the factors, drawn independently, and where each thing lies in the picture.
+"""What can be seen and said: the palette, the values that scenes are drawn from, their words, and how captions go.
 
-A scene holds one group of equal things and, unless the group is in the centre, sometimes a second group of another
-shape and colour in the opposite half. So "the circles" names one group, and what captions and answers say is decidable.
+`BUILT_IN` is the world that rows are of if none is given. What another world leaves out is the built-in's.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sized
+from importlib.resources import files
+from typing import Annotated, Any, Literal
 
-import numpy as np
+import yaml
+from pydantic import AfterValidator, ConfigDict, ValidationInfo, field_validator
 
-T = TypeVar("T")
+from mmbm_core.synth.templates import Caption
+from mmbm_core.synth.words import RGB, Colour, Ground, Said, Settings, Shape, Size, Texture, Word
 
-IMAGE_SIZE_PX = 224
+Count = Literal[1, 2, 3, 4]
+Place = Literal["left", "right", "top", "bottom", "centre"]
+Light = Literal["even", "dim", "bright", "left", "right"]
+Blur = Literal["none", "slight", "strong"]
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "arrow")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "turquoise")
-SIZES = ("small", "medium", "large")
-COUNTS = (1, 2, 3, 4)
-PLACES = ("left", "right", "top", "bottom", "centre")
-BACKGROUNDS = ("white", "grey", "black", "beige")
-TEXTURES = ("plain", "striped", "dotted", "checked")
-LIGHTS = ("even", "dim", "bright", "left", "right")
-BLURS = ("none", "slight", "strong")
-OCCLUSIONS = ("none", "partial")
+LANGUAGES = ("en", "de", "fr")
+FACTORS = ("shape", "colour", "size", "count", "place", "background", "texture")
+"""What captions tell, and a contradiction may be wrong about."""
+BAR_RGB: RGB = (112, 77, 52)
+"""Of the bar that hides things."""
 
-OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-RADIUS_PX = {"small": (8.0, 10.0), "medium": (13.0, 16.0), "large": (20.0, 24.0)}
-# x0, y0, x1, y1 as fractions of the picture; the long sides stop short of the corners, where left would also be top.
-_BOX = {
-    "left": (0.02, 0.18, 0.46, 0.82),
-    "right": (0.54, 0.18, 0.98, 0.82),
-    "top": (0.18, 0.02, 0.82, 0.46),
-    "bottom": (0.18, 0.54, 0.82, 0.98),
-    "centre": (0.26, 0.26, 0.74, 0.74),
-}
+_CONTENT: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("built_in.yaml").read_text("utf-8"))
+_SAID = ("colours", "shapes", "sizes", "backgrounds", "textures")
+_PAINTED = ("colours", "backgrounds")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """`count` things of one shape, colour and size, in one part of the picture."""
+def _drawn(part: str) -> AfterValidator:
+    """Names of a part to which nothing can be added, since code draws it."""
 
-    shape: str
-    colour: str
-    size: str
-    count: int
-    place: str
+    def check(name: str) -> str:
+        if name not in _CONTENT[part]:
+            raise ValueError(f"can't be drawn; known: {', '.join(_CONTENT[part])}")
+        return name
 
-
-@dataclass(frozen=True, kw_only=True)
-class Thing:
-    """One drawn thing: centre and radius of its outer circle in pixels, tilt in degrees, origin at the top left."""
-
-    shape: str
-    colour: str
-    size: str
-    x_px: float
-    y_px: float
-    radius_px: float
-    tilt_deg: float
-    occluded: bool = False
+    return AfterValidator(check)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A straight brown bar across the whole picture, through a point, at an angle from the x axis."""
+class World(Settings):
+    """All values and words. Their order counts: another order gives other rows."""
 
-    x_px: float
-    y_px: float
-    angle_rad: float
-    width_px: float
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    def touches(self, thing: Thing) -> bool:
-        """Whether the bar covers any part of the thing's outer circle."""
-        across = (thing.x_px - self.x_px) * math.sin(self.angle_rad)
-        across -= (thing.y_px - self.y_px) * math.cos(self.angle_rad)
-        return abs(across) < thing.radius_px + self.width_px / 2
+    colours: dict[Word, Colour] = _CONTENT["colours"]
+    shapes: dict[Annotated[str, _drawn("shapes")], Shape] = _CONTENT["shapes"]
+    sizes: dict[Annotated[str, _drawn("sizes")], Size] = _CONTENT["sizes"]
+    counts: tuple[Count, ...] = _CONTENT["counts"]
+    places: tuple[Place, ...] = _CONTENT["places"]
+    backgrounds: dict[Word, Ground] = _CONTENT["backgrounds"]
+    textures: dict[Annotated[str, _drawn("textures")], Texture] = _CONTENT["textures"]
+    lights: tuple[Light, ...] = _CONTENT["lights"]
+    blurs: tuple[Blur, ...] = _CONTENT["blurs"]
+    captions: tuple[Caption, ...] = _CONTENT["captions"]
 
+    @field_validator(*_SAID, mode="before")
+    @classmethod
+    def _fill(cls, given: Any, info: ValidationInfo) -> Any:
+        """Names alone stand for built-in values; a text is an English word; a word left out is the name."""
+        part = str(info.field_name)
+        if isinstance(given, list):
+            given = _mapped(given)
+        if not isinstance(given, dict):
+            return given
+        values = {name: _CONTENT[part].get(name, {}) if value is None else value for name, value in given.items()}
+        values = {name: {"en": value} if isinstance(value, str) else value for name, value in values.items()}
+        return {name: {"en": name, **value} if isinstance(value, dict) else value for name, value in values.items()}
 
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """All that is true of one picture. `groups` holds the main group and perhaps a second one."""
+    @field_validator(*_SAID)
+    @classmethod
+    def _told_apart(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        painted = {name: value.rgb for name, value in values.items() if info.field_name in _PAINTED}
+        if info.field_name == "colours":
+            painted["the bar that hides things"] = BAR_RGB
+        if info.field_name == "backgrounds":
+            painted |= {f"colours.{name}": colour.rgb for name, colour in info.data.get("colours", {}).items()}
+        _refuse([*_empty(values), *_same_words(values), *_same_rgb(painted)])
+        return values
 
-    groups: tuple[Group, ...]
-    background: str
-    texture: str
-    light: str
-    blur: str
-    occlusion: str
+    @field_validator("textures")
+    @classmethod
+    def _can_contradict(cls, textures: dict[str, Texture], info: ValidationInfo) -> dict[str, Texture]:
+        parts = {**info.data, "textures": textures}
+        if all(f"{factor}s" in parts and len(parts[f"{factor}s"]) < 2 for factor in FACTORS):
+            listed = ", ".join(f"{factor}s" for factor in FACTORS)
+            raise ValueError(f"no sentence could contradict a picture: give two values of any of {listed}")
+        return textures
+
+    @field_validator("counts", "places", "lights", "blurs")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        _refuse(_repeated(values) or _empty(values))
+        return values
+
+    @field_validator("captions")
+    @classmethod
+    def _check_captions(cls, captions: tuple[Caption, ...], info: ValidationInfo) -> tuple[Caption, ...]:
+        # Of a single group {groups} and {listed} say the same.
+        phrasings = Counter(caption.en.replace("{listed}", "{groups}").casefold() for caption in captions)
+        problems = [f"{times} say the same of one group: {said!r}" for said, times in phrasings.items() if times > 1]
+        if len(captions) < 2:
+            problems.append("give two or more: what is similar to a text is another caption")
+        if any(len(info.data.get(part, ())) > 1 for part in ("backgrounds", "textures")):
+            problems += [
+                f"{position}.{language} says nothing of the background, of which there are several: put in {{ground}}"
+                for position, caption in enumerate(captions)
+                for language in caption.silent_of_ground
+            ]
+        _refuse(problems)
+        return captions
+
+    def values(self, factor: str) -> tuple[Any, ...]:
+        """Names of the values of a factor, such as "shape"."""
+        return tuple(getattr(self, f"{factor}s"))
+
+    def wordless(self, language: str) -> list[str]:
+        """What a language can't say, such as `colours.lemon`."""
+        parts: dict[str, Mapping[Any, Any]] = {part: getattr(self, part) for part in _SAID}
+        parts["captions"] = dict(enumerate(self.captions))
+        return [
+            f"{part}.{name}"
+            for part, values in parts.items()
+            for name, value in values.items()
+            if getattr(value, language) is None
+        ]
 
     @property
-    def main(self) -> Group:
-        return self.groups[0]
+    def fingerprint(self) -> str:
+        """Worlds with an equal one have equal rows. (`==` looks past the order of values.)"""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @property
-    def other(self) -> Group | None:
-        return self.groups[1] if len(self.groups) > 1 else None
+    def languages(self) -> tuple[str, ...]:
+        """Those in which all can be said; English comes first."""
+        return tuple(language for language in LANGUAGES if not self.wordless(language))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a scene's things lie, and the bar in front of them, if any."""
-
-    things: tuple[Thing, ...]
-    bar: Bar | None
-
-
-def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`, as the Python object it is (`rng.choice` would return a NumPy scalar)."""
-    return options[int(rng.integers(len(options)))]
+def _mapped(names: list[Any]) -> dict[str, None]:
+    """A list of names as a mapping to nothing."""
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a list holds names; to give words or rgb, write NAME: {...} for each")
+    _refuse(_repeated(names))
+    return dict.fromkeys(names)
 
 
-def others(options: tuple[T, ...], *taken: T) -> tuple[T, ...]:
-    """`options` without those taken."""
-    return tuple(option for option in options if option not in taken)
+def _empty(values: Sized) -> list[str]:
+    return [] if values else ["empty; give one or more, or leave the key out"]
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw every factor uniformly and independently; 6 in 10 scenes off the centre get a second group."""
-    main = Group(
-        shape=choose(rng, SHAPES),
-        colour=choose(rng, COLOURS),
-        size=choose(rng, SIZES),
-        count=choose(rng, COUNTS),
-        place=choose(rng, PLACES),
-    )
-    groups = [main]
-    if main.place in OPPOSITE and rng.random() < 0.6:
-        groups.append(
-            Group(
-                shape=choose(rng, others(SHAPES, main.shape)),
-                colour=choose(rng, others(COLOURS, main.colour)),
-                size=choose(rng, SIZES),
-                count=choose(rng, COUNTS),
-                place=OPPOSITE[main.place],
-            )
-        )
-    return Scene(
-        groups=tuple(groups),
-        background=choose(rng, BACKGROUNDS),
-        texture=choose(rng, TEXTURES),
-        light=choose(rng, LIGHTS),
-        blur=choose(rng, BLURS),
-        occlusion=choose(rng, OCCLUSIONS),
-    )
+def _repeated(values: Iterable[Any]) -> list[str]:
+    return [f"{value} is given {times} times" for value, times in Counter(values).items() if times > 1]
 
 
-def lay_out(scene: Scene, *, rng: np.random.Generator) -> Layout:
-    """Place each thing inside its group's box, apart from its neighbours, and the bar where the scene has one."""
-    things = [thing for group in scene.groups for thing in _place_group(group, rng)]
-    if scene.occlusion == "none":
-        return Layout(things=tuple(things), bar=None)
-    bar = _place_bar(things, rng)
-    marked = tuple(Thing(**{**vars(thing), "occluded": bar.touches(thing)}) for thing in things)
-    return Layout(things=marked, bar=bar)
+def _same_words(values: Mapping[str, Said[Any, Any, Any]]) -> list[str]:
+    """Values that a language has one word for."""
+    named: dict[tuple[str, str], dict[str, None]] = {}
+    for name, value in values.items():
+        for language, form in (("en", value.en), ("en", value.similar), ("de", value.de), ("fr", value.fr)):
+            if form is not None:
+                named.setdefault((language, getattr(form, "word", form).casefold()), {})[name] = None
+    return [
+        f"{' and '.join(names)} are all {word!r} ({language})"
+        for (language, word), names in named.items()
+        if len(names) > 1
+    ]
 
 
-def _place_group(group: Group, rng: np.random.Generator) -> list[Thing]:
-    """One thing in each cell of a grid over the group's box: no overlap without trial and error."""
-    x0, y0, x1, y1 = (edge * IMAGE_SIZE_PX for edge in _BOX[group.place])
-    rows = 1 if group.count == 1 or (group.count == 2 and x1 - x0 > y1 - y0) else 2
-    columns = math.ceil(group.count / rows)
-    width, height = (x1 - x0) / columns, (y1 - y0) / rows
-    cells = rng.permutation(rows * columns)[: group.count]
-    things = []
-    for cell in cells:
-        radius = rng.uniform(*RADIUS_PX[group.size])
-        slack_x, slack_y = max(width / 2 - radius - 1, 0), max(height / 2 - radius - 1, 0)
-        things.append(
-            Thing(
-                shape=group.shape,
-                colour=group.colour,
-                size=group.size,
-                x_px=round(x0 + (cell % columns + 0.5) * width + rng.uniform(-slack_x, slack_x), 1),
-                y_px=round(y0 + (cell // columns + 0.5) * height + rng.uniform(-slack_y, slack_y), 1),
-                radius_px=round(radius, 1),
-                tilt_deg=round(rng.uniform(-14, 14), 1),
-            )
-        )
-    return things
+def _same_rgb(painted: Mapping[str, RGB]) -> list[str]:
+    """Names that look the same."""
+    named: dict[RGB, list[str]] = {}
+    for name, rgb in painted.items():
+        named.setdefault(rgb, []).append(name)
+    return [f"{' and '.join(names)} have the same rgb {list(rgb)}" for rgb, names in named.items() if len(names) > 1]
 
 
-def _place_bar(things: list[Thing], rng: np.random.Generator) -> Bar:
-    """A bar over the side of one thing. It is narrower than the smallest thing's radius, so it hides none of them."""
-    target = choose(rng, things)
-    width = 0.7 * min(thing.radius_px for thing in things)
-    angle = rng.uniform(0, math.pi)
-    offset = 0.6 * target.radius_px * choose(rng, (-1, 1))
-    return Bar(
-        x_px=target.x_px - offset * math.sin(angle),
-        y_px=target.y_px + offset * math.cos(angle),
-        angle_rad=angle,
-        width_px=width,
-    )
+def _refuse(problems: Iterable[str]) -> None:
+    if told := "; ".join(problems):
+        raise ValueError(told)
+
+
+BUILT_IN = World()

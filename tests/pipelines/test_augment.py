@@ -23,7 +23,7 @@ from pipelines import augment as augment_module
 from pipelines import embed as embed_module
 from pipelines.augment import RECIPES, AugmentRequest, load_augment_recipe
 from pipelines.preview import preview
-from pipelines.recipe import known_recipes
+from pipelines.recipe_file import known_recipes
 from pipelines.request import RowsSettings
 from tests.bundles import make_model, make_talker, save_bundle
 from tests.pipelines.conftest import EmbeddingHere, Here

@@ -8,7 +8,8 @@ import yaml
 from mmbm_core.errors import UsageError
 from mmbm_core.synth import SCHEMA
 from pipelines.dataset import Wanted
-from pipelines.recipe import FOLDER, known_recipes, load_recipe
+from pipelines.recipe import load_recipe
+from pipelines.recipe_file import FOLDER, known_recipes
 
 SYNTHETIC = [name for name in known_recipes() if name.startswith("synth-")]
 

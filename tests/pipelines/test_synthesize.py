@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from mmbm_core.synth import SCHEMA, make_row
+from mmbm_core.synth import SCHEMA, World, make_row, schema_of
 from pipelines.synthesize import synthesize
 
 
@@ -95,3 +95,26 @@ def test_wrong_numbers_are_refused_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows must be 1 or more; got 0; seed must be 0 or more; got -1"):
         synthesize(output=str(tmp_path / "new"), rows=0, seed=-1)
     assert not (tmp_path / "new").exists()
+
+
+def test_parts_of_a_world_of_ones_own(tmp_path: Path) -> None:
+    world = World.model_validate({"colours": {"rust": {"rgb": [183, 65, 14]}, "blue": None}, "shapes": ["star"]})
+    settings: dict[str, Any] = {"rows": 6, "rows_per_file": 3, "speech": False, "output": str(tmp_path)}
+    synthesize(**settings, world=world)
+    assert all(pq.read_schema(part).remove_metadata() == schema_of(world) for part in parts_of(tmp_path))
+    made = [make_row(index, seed=0, speech=False, world=world) for index in range(6)]
+    assert rows_of(tmp_path) == pa.Table.from_pylist(made, schema=schema_of(world)).to_pylist()
+    run = json.loads((tmp_path / "_run.json").read_text())
+    assert run["settings"]["world"] == world.fingerprint == World.model_validate(run["world"]).fingerprint
+
+    parts_of(tmp_path)[1].unlink()
+    assert synthesize(**settings, world=world)["rows_reused"] == 3
+    with pytest.raises(ValueError, match=rf"was made with world={world.fingerprint}; use the same"):
+        synthesize(**settings)
+    synthesize(**settings, overwrite=True)
+    with pytest.raises(ValueError, match=r"was made with world=built-in; use the same"):
+        synthesize(**settings, world=world)
+    # The built-in world goes without saying, as it did before there were others: its parts are kept.
+    said = {"seed": 0, "rows": 6, "rows_per_file": 3, "speech": False, "version": 2}
+    assert json.loads(pq.read_schema(parts_of(tmp_path)[0]).metadata[b"mmbm.synth"]) == said
+    assert json.loads((tmp_path / "_run.json").read_text())["settings"] == said

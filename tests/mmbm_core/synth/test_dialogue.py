@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mmbm_core.synth import make_row
+from mmbm_core.synth import BUILT_IN, make_row
 from mmbm_core.synth.dialogue import converse
-from mmbm_core.synth.world import draw_scene, lay_out
+from mmbm_core.synth.scene import draw_scene, lay_out
 
 SIZES = {"small": "small", "medium": "medium-sized", "large": "large"}
 PLACES = {
@@ -84,7 +84,7 @@ def test_yes_is_about_as_common_as_no() -> None:
     answers: Counter[str] = Counter()
     for index in range(1500):
         rng = np.random.default_rng(index)
-        scene = draw_scene(rng)
-        turns = converse(scene, layout=lay_out(scene, rng=rng), rng=rng)
+        scene = draw_scene(rng, world=BUILT_IN)
+        turns = converse(scene, layout=lay_out(scene, rng=rng), world=BUILT_IN, rng=rng)
         answers.update(answer.split(",")[0] for answer in turns[1::2] if answer.startswith(("Yes", "No")))
     assert 0.4 < answers["Yes"] / answers.total() < 0.6

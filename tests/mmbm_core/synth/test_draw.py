@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmbm_core.synth import make_row
-from mmbm_core.synth.world import IMAGE_SIZE_PX
+from mmbm_core.synth.scene import IMAGE_SIZE_PX
 
 # Hue in degrees that a person calls by the name; from the colour wheel, not from the palette that draws.
 HUE_DEG = {

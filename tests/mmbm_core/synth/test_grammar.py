@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from mmbm_core.synth import make_row
-from mmbm_core.synth.grammar import NUM_PHRASINGS, caption, paraphrase
-from mmbm_core.synth.world import Group, Scene
+from mmbm_core.synth import BUILT_IN, make_row
+from mmbm_core.synth.grammar import caption, paraphrase
+from mmbm_core.synth.scene import Group, Scene
 
 COLOURS = {
     "red": ("rot", "rouge"),
@@ -154,16 +154,18 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("scene", "phrasing", "en", "de", "fr"), GOLDEN)
 def test_grammar_against_sentences_written_by_hand(scene: Scene, phrasing: int, en: str, de: str, fr: str) -> None:
-    said = {language: caption(scene, language=language, phrasing=phrasing) for language in ("en", "de", "fr")}
+    languages = ("en", "de", "fr")
+    said = {each: caption(scene, world=BUILT_IN, language=each, phrasing=phrasing) for each in languages}
     assert said == {"en": en, "de": de, "fr": fr}
 
 
 def test_every_phrasing_is_a_sentence_of_its_own() -> None:
     scene = GOLDEN[0][0]
     for language in ("en", "de", "fr"):
-        said = {caption(scene, language=language, phrasing=phrasing) for phrasing in range(NUM_PHRASINGS)}
-        assert len(said) == NUM_PHRASINGS
+        phrasings = range(len(BUILT_IN.captions))
+        said = {caption(scene, world=BUILT_IN, language=language, phrasing=phrasing) for phrasing in phrasings}
+        assert len(said) == len(phrasings)
         assert all(sentence[0].isupper() and sentence.endswith(".") and "  " not in sentence for sentence in said)
-    assert paraphrase(scene, phrasing=5).startswith(
+    assert paraphrase(scene, world=BUILT_IN, phrasing=5).startswith(
         "A little red circle is to the left of two big pink arrows against a"
     )

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmbm_core.synth import make_row
+from mmbm_core.synth import BUILT_IN, make_row
+from mmbm_core.synth.scene import OCCLUSIONS, draw_scene
 from mmbm_core.synth.statement import SAYINGS, state
-from mmbm_core.synth.world import OCCLUSIONS, draw_scene
 
 NUM_ROWS = 4000
 
@@ -18,7 +18,7 @@ def drawn() -> list[tuple[str, str, bool]]:
     said_by = {sentence: value for value, sentences in SAYINGS.items() for sentence in sentences}
     rows = []
     for index in range(NUM_ROWS):
-        scene = draw_scene(np.random.default_rng([9, index]))
+        scene = draw_scene(np.random.default_rng([9, index]), world=BUILT_IN)
         said = state(scene, rng=np.random.default_rng([8, index]))
         rows.append((said_by[said.text], scene.occlusion, said.truth))
     return rows
@@ -48,7 +48,7 @@ def test_sentence_and_picture_are_independent_and_all_sayings_occur(drawn: list[
     cells = Counter((said, seen) for said, seen, _ in drawn)
     assert len(cells) == 4
     assert all(abs(count / NUM_ROWS - 1 / 4) < 0.03 for count in cells.values())
-    scene = draw_scene(np.random.default_rng(0))
+    scene = draw_scene(np.random.default_rng(0), world=BUILT_IN)
     spoken = {state(scene, rng=np.random.default_rng(i)).text for i in range(200)}
     assert spoken == {sentence for sentences in SAYINGS.values() for sentence in sentences}
 
