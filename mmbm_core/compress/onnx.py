@@ -1,4 +1,4 @@
-"""An encoder's network as ONNX, which onnxruntime runs on a CPU, mostly faster than torch.
+"""An encoder's network as ONNX, which onnxruntime runs on a CPU: faster than torch, most of all in small batches.
 
 What is exported is `Encoder.core`: tensors in, one tensor out. What comes before (tokens, pixels, spectrograms) and
 after it (pooling) stays in torch. Shapes: `B` batch, `T` tokens, `D` width.

@@ -129,7 +129,7 @@ class Encoder(nn.Module, ABC):
         return (*((dtype_name(dtype),) if dtype else ()), *self.onnx_kernels())
 
     def onnx_kernels(self) -> tuple[str, ...]:
-        """Its ONNX, where it has some that this device runs: as precise as float32 and faster."""
+        """Its ONNX, where this device runs it: as precise as float32, and faster but for big batches of long texts."""
         return (ONNX,) if self.onnx is not None and self.device.type == "cpu" and runs_onnx() else ()
 
     def accelerate(self, kernels: str) -> None:
