@@ -4,7 +4,8 @@ bundle.json      format, spec, widths, metrics, space, sha256 of every other fil
 model.safetensors  adapters, fusion, task heads
 layout.json      here and in encoders/M: the sizes of what `mmbm compress` made smaller than spec or config say
 tasks/NAME/      files of tasks that need some: vocabularies
-encoders/M/      each modality's encoder, as `build_encoder` reads it: a transformers encoder is a plain checkpoint
+encoders/M/      each modality's encoder, as `build_encoder` reads it: a transformers encoder is a plain checkpoint;
+                 model.onnx beside it where `mmbm export` wrote the bundle
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmbm_core.compress.layout import apply_layout, read_layout
+from mmbm_core.compress.onnx import ONNX_FILE
 from mmbm_core.compress.stored import finish_network, is_packed, read_weights
 from mmbm_core.encoders import PRESETS, build_encoder
 from mmbm_core.encoders.base import ENCODER_FILE, Encoder
@@ -61,8 +63,7 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
     weights = {n: t.detach().cpu().contiguous().clone() for n, t in own_state(model).items()}
     safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
     finish_network(model, folder, cut=model.cut, int8=model.int8, leave=(f"{_ENCODERS}.",))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    digests = file_digests(folder)
     content = {
         "format": FORMAT,
         "space": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],
@@ -73,6 +74,17 @@ def save_model(model: Model, folder: Path, *, facts: Mapping[str, Any]) -> None:
     }
     content[_OWN_DIGEST] = _own_digest(content)
     (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a bundle but bundle.json, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / BUNDLE_FILE)
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+
+
+def onnx_file(folder: Path, modality: Modality) -> Path:
+    """Where a bundle holds the ONNX of an encoder."""
+    return folder / _ENCODERS / modality / ONNX_FILE
 
 
 def with_facts(data: bytes, facts: Mapping[str, Any]) -> bytes:
@@ -181,6 +193,9 @@ def load_model(folder: Path, *, only: Collection[Modality] | None = None) -> tup
             for m, config in spec.encoders.items()
             if only is None or m in only
         }
+        for modality, encoder in encoders.items():
+            file = onnx_file(folder, modality)  # only where its sha256 is checked
+            encoder.onnx = file if file.relative_to(folder).as_posix() in content["files"] else None
         assets = {n: _assets(folder / _TASKS / n) for n in spec.tasks if (folder / _TASKS / n).is_dir()}
         model = Model(spec, widths=content["widths"], encoders=encoders, assets=assets)
         if (layout := read_layout(folder)) is not None:
@@ -214,8 +229,10 @@ def _sha256(path: Path) -> str:
 __all__ = [
     "BUNDLE_FILE",
     "Part",
+    "file_digests",
     "find_part",
     "load_model",
+    "onnx_file",
     "own_state",
     "read_bundle",
     "read_content",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbm_core.augment import AudioAugment, Draws, ImageAugment, TextAugment, augment_images
+from mmbm_core.compress.onnx import ONNX, OnnxNetwork, runs_onnx
 from mmbm_core.compress.pruning import Group, transformer_groups
 from mmbm_core.errors import MediaError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS, Limits
@@ -65,6 +66,12 @@ class Encoder(nn.Module, ABC):
     """Is its network smaller than its config says?"""
     int8: bool = False
     """Are its weights integers when it is saved?"""
+    core_parts: tuple[str, ...] = ()
+    """Modules that `core` runs and nothing else does; none where the encoder has no `core`."""
+    stand_in: Callable[..., Tensor] | None = None
+    """Runs in place of `core`; no module."""
+    onnx: Path | None = None
+    """`core` as a file of ONNX, where its bundle holds one."""
     kernels: str = EXACT
     """What the model runs on, and how its values are prepared: `exact`, or one of `fast_kernels`."""
 
@@ -87,6 +94,18 @@ class Encoder(nn.Module, ABC):
     def forward(self, modality: Modality, batch: Any) -> EncoderOutput:
         """Run the model on what `collate` returned."""
 
+    def core(self, *inputs: Tensor) -> Tensor:
+        """The part of `forward` that is network alone, such as ids (B, T) and mask (B, T) -> tokens (B, T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no core_parts")
+
+    def run_core(self, *inputs: Tensor) -> Tensor:
+        """`core`, or what stands in for it: what `forward` calls."""
+        return self.core(*inputs) if self.stand_in is None else self.stand_in(*inputs)
+
+    def noise(self, lengths: Sequence[int], *, generator: torch.Generator) -> list[Item]:
+        """Random items of so many tokens, or of their one size, to try `core` on."""
+        raise NotImplementedError(f"{type(self).__name__} has no core_parts")
+
     @abstractmethod
     def collate(self, modality: Modality, items: Sequence[Item]) -> Any:
         """Stack items to tensors on this encoder's device."""
@@ -107,12 +126,23 @@ class Encoder(nn.Module, ABC):
     def fast_kernels(self) -> tuple[str, ...]:
         """Kernels that this device gains from, fastest (and least precise) first; none where exact is the fastest."""
         dtype = fast_dtype(self.device)
-        return (dtype_name(dtype),) if dtype else ()
+        return (*((dtype_name(dtype),) if dtype else ()), *self.onnx_kernels())
+
+    def onnx_kernels(self) -> tuple[str, ...]:
+        """Its ONNX, where this device runs it: as precise as float32, and faster but for big batches of long texts."""
+        return (ONNX,) if self.onnx is not None and self.device.type == "cpu" and runs_onnx() else ()
 
     def accelerate(self, kernels: str) -> None:
         """Turn on one of `fast_kernels`."""
         self.kernels = kernels
-        self.to(kernels_dtype(kernels))
+        if not kernels.startswith(ONNX):
+            self.to(kernels_dtype(kernels))
+            return
+        assert self.onnx is not None, "else it is none of fast_kernels"
+        self.stand_in = OnnxNetwork(self.onnx)
+        for part in self.core_parts:  # weights that nothing reads any more
+            delattr(self, part)
+        self.whole = ()
 
     @property
     def network(self) -> nn.Module:

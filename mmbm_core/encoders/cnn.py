@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmbm_core.compress.onnx import ONNX
 from mmbm_core.compress.pruning import Group, Slot
 from mmbm_core.compress.stored import load_network
 from mmbm_core.encoders.base import (
@@ -45,6 +46,7 @@ class CnnEncoder(Encoder):
     """
 
     modalities = ("image",)
+    core_parts = ("features",)
 
     def __init__(
         self,
@@ -91,9 +93,14 @@ class CnnEncoder(Encoder):
         """Deep CNNs lose much to half-precision activations, so there are two steps between that and exact."""
         dtype = fast_dtype(self.device)
         half = (dtype_name(dtype), f"float32-{dtype_name(dtype)}-pointwise") if dtype else ()
-        return tuple(f"{name}+folded+jpeg-3x" for name in (*half, "float32"))
+        names = [f"{name}+folded" for name in (*half, "float32")]
+        names[-1:-1] = self.onnx_kernels()
+        return tuple(f"{name}+jpeg-3x" for name in names)
 
     def accelerate(self, kernels: str) -> None:
+        if kernels.startswith(ONNX):
+            super().accelerate(kernels)
+            return
         self.kernels = kernels
         fold_batch_norms(self.features)
         self.features.to(memory_format=torch.channels_last)
@@ -112,13 +119,21 @@ class CnnEncoder(Encoder):
         return stack(items, self.device)
 
     def forward(self, modality: Modality, batch: Tensor) -> EncoderOutput:
-        pixels = self.steps.normalise(batch, self.dtype)
-        if self.kernels != EXACT or self.training:  # trains 1.7 times as fast on a CPU
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        maps = self.features(pixels)
+        maps = self.run_core(self.steps.normalise(batch, self.dtype))
         tokens = maps.flatten(2).transpose(1, 2)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return EncoderOutput(tokens, mask, tokens.mean(1, dtype=torch.float32))
+
+    def core(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, 3, H, W) -> (B, D, h, w)"""
+        if self.kernels != EXACT or self.training:  # trains 1.7 times as fast on a CPU
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.features(pixels)  # type: ignore[no-any-return]
+
+    def noise(self, lengths: Sequence[int], *, generator: torch.Generator) -> list[Item]:
+        shape = (3, *self.steps.out_size)
+        images = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in lengths]
+        return [Item(image, cost=shape[1] * shape[2]) for image in images]
 
     def classify(self, vectors: Tensor) -> Tensor:
         """(B, D) -> (B, L) logits over `labels`.

@@ -80,6 +80,7 @@ class LogMelEncoder(Encoder):
     """
 
     modalities = ("audio",)
+    core_parts = ("stages", "project", "layers", "norm")
     hann: Tensor
     mels: Tensor
 
@@ -119,7 +120,7 @@ class LogMelEncoder(Encoder):
         return self.config.model_dump(mode="json")
 
     def fast_kernels(self) -> tuple[str, ...]:
-        return ()
+        return self.onnx_kernels()
 
     @property
     def network(self) -> nn.Module:
@@ -175,9 +176,15 @@ class LogMelEncoder(Encoder):
         )
 
     def forward(self, modality: Modality, batch: Waveforms) -> EncoderOutput:
-        x, frames = self._spectrogram(batch)
-        mask = torch.arange(x.shape[1], device=x.device) < frames[:, None]
-        x = x[:, None].contiguous(memory_format=torch.channels_last)
+        log_mel, frames = self._spectrogram(batch)
+        real = torch.arange(log_mel.shape[1], device=log_mel.device) < frames[:, None]
+        tokens = self.run_core(log_mel, real)
+        mask = real[:, :: 1 << min(_TIME_STRIDES, len(self.config.widths))]
+        return EncoderOutput(tokens, mask, masked_mean(tokens, mask))
+
+    def core(self, log_mel: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, F, C), mask (B, F) -> (B, T, D)"""
+        x = log_mel[:, None].contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x, mask = stage(x, mask)
         tokens = self.dropout(self.project(x.transpose(1, 2).flatten(2)))
@@ -185,8 +192,12 @@ class LogMelEncoder(Encoder):
             tokens = tokens + _positions(tokens)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=~mask)
-        tokens = self.norm(tokens)
-        return EncoderOutput(tokens, mask, masked_mean(tokens, mask))
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+    def noise(self, lengths: Sequence[int], *, generator: torch.Generator) -> list[Item]:
+        most = round(self.config.max_s * self.config.rate_hz)
+        sizes = [min(length * self.hop << _TIME_STRIDES, most) for length in lengths]
+        return [Item((torch.rand(size, generator=generator) - 0.5).numpy(), cost=size) for size in sizes]
 
     def _spectrogram(self, batch: Waveforms) -> tuple[Tensor, Tensor]:
         """Log-mel (B, F, C) of mean 0 and deviation 1 over each sound's frames, and the number of those (B,)."""
@@ -229,6 +240,11 @@ class _RealNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """(B, C, T, bands) by mask (B, T)."""
+        if not self.training:
+            normed = nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+            return normed.masked_fill(~mask[:, None, :, None], 0)
         rows = x.permute(0, 2, 3, 1)
         real = rows[mask]
         normed = torch.zeros_like(rows)

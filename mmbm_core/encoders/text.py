@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmbm_core.compress.onnx import ONNX
 from mmbm_core.compress.quantize import KERNEL, multiplies_int8, quantize_linears
 from mmbm_core.encoders.base import Encoder, EncoderOutput, Item, kernels_dtype
 from mmbm_core.encoders.checkpoint import load_model, load_tokenizer
@@ -60,11 +61,13 @@ class TextEncoder(Encoder):
     """
 
     modalities = ("text",)
+    core_parts = ("model",)
 
     def __init__(self, model: nn.Module, *, tokenizer: Any, config: TextConfig, dense: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model.eval()
         self.dense = dense
+        self._hidden_width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.config = config
         self.tokenizer = tokenizer
         self._prompt_tokens = _count_prompt(tokenizer, config.prompt)
@@ -75,7 +78,7 @@ class TextEncoder(Encoder):
     def width(self) -> int:
         if self.dense is not None:
             return int([m for m in self.dense.modules() if isinstance(m, nn.Linear)][-1].out_features)
-        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        return self._hidden_width
 
     def budget(self, modality: Modality) -> int:
         return token_budget(self.device)
@@ -89,6 +92,9 @@ class TextEncoder(Encoder):
         return (*integers, *super().fast_kernels())
 
     def accelerate(self, kernels: str) -> None:
+        if kernels == ONNX:
+            super().accelerate(kernels)
+            return
         self.kernels = kernels
         if kernels == KERNEL:
             quantize_linears(self.model)
@@ -117,7 +123,7 @@ class TextEncoder(Encoder):
         return token_rules(self.tokenizer, max_tokens=self.config.max_tokens, prompt_tokens=self._prompt_tokens)
 
     def forward(self, modality: Modality, batch: TokenBatch) -> EncoderOutput:
-        tokens = self.model(input_ids=batch.input_ids, attention_mask=batch.mask).last_hidden_state
+        tokens = self.run_core(batch.input_ids, batch.mask)
         mask = batch.mask
         if self._prompt_tokens and not self.config.pool_prompt:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self._prompt_tokens)
@@ -128,6 +134,15 @@ class TextEncoder(Encoder):
         if self.config.normalize:
             vector = nn.functional.normalize(vector, dim=-1)
         return EncoderOutput(tokens, batch.mask.bool(), vector)
+
+    def core(self, input_ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """ids (B, T), mask (B, T) -> (B, T, D)"""
+        return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+
+    def noise(self, lengths: Sequence[int], *, generator: torch.Generator) -> list[Item]:
+        count = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        sizes = [min(length, self.config.max_tokens) for length in lengths]
+        return [Item(torch.randint(count, (size,), generator=generator).tolist(), cost=size) for size in sizes]
 
 
 def pool(tokens: Tensor, mask: Tensor, how: Pooling) -> Tensor:

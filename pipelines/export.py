@@ -1,0 +1,105 @@
+"""`mmbm export`: a copy of a trained bundle whose encoders also lie there as ONNX, checked against torch.
+
+The copy is the same model: its space stays, and so do its exact vectors. Precision `fast` has one kernel more, `onnx`.
+"""
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmbm_core.compress.onnx import ONNX_FILE, NotExportable, export_encoder, lacking_packages
+from mmbm_core.errors import RunError, UsageError
+from mmbm_core.saved import BUNDLE_FILE, file_digests, load_model, onnx_file, with_facts
+from pipelines.checks import check_output
+from pipelines.progress import say
+from pipelines.train import publish
+from workers.bundles import local_bundle
+from workers.lock import output_lock
+from workers.storage import Storage, open_location
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What the command line asks for."""
+
+    bundle: str
+    output: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exported:
+    """What became of the encoders, by modality."""
+
+    differences: dict[str, float]
+    """Largest difference to torch of those that were exported, as a share of the largest component."""
+    left: dict[str, str]
+    """Why the others were not."""
+
+
+def export(request: ExportRequest) -> dict[str, Any]:
+    """Export a bundle; needs no Ray.
+
+    Returns:
+        bundle, exported (modality: largest difference to torch), left (modality: why), seconds.
+
+    Raises:
+        UsageError: a package is missing, BUNDLE is none, or OUTPUT is taken.
+        RunError: no encoder can be exported, or OUTPUT can't be written: there is no OUTPUT then.
+    """
+    started = time.monotonic()
+    if lacking := lacking_packages():
+        raise UsageError(f"export needs {', '.join(lacking)}: run pip install 'mmbm[onnx]'")
+    storage, output = open_location(request.output)
+    check_output(storage, output, overwrite=request.overwrite)
+    work = f"{output}.exporting"
+    with local_bundle(request.bundle) as folder, tempfile.TemporaryDirectory(prefix="mmbm-export-") as temporary:
+        made = _export(folder, Path(temporary))
+        if not made.differences:
+            reasons = "; ".join(f"{modality}: {reason}" for modality, reason in made.left.items())
+            raise RunError(f"no encoder of {request.bundle} can be exported, nothing is written. {reasons}")
+        try:
+            storage.makedirs(work)
+        except OSError as error:
+            raise RunError(f"can't write beside OUTPUT, {storage.uri(work)}: {error.strerror or error}") from error
+        with output_lock(storage, work, say=say):
+            _upload(Path(temporary), storage, f"{work}/bundle")
+            publish(storage, f"{work}/bundle", output, overwrite=request.overwrite)
+            storage.delete_dir(work)
+    return {
+        "bundle": request.output, "exported": made.differences, "left": made.left,
+        "seconds": round(time.monotonic() - started, 2),
+    }  # fmt: skip
+
+
+def _export(folder: Path, target: Path) -> _Exported:
+    """Write the copy of a bundle, with the ONNX of each encoder that has some, into an empty folder."""
+    model, content = load_model(folder)
+    for name in content["files"]:
+        if Path(name).name != ONNX_FILE:  # of an earlier export
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
+    differences: dict[str, float] = {}
+    left: dict[str, str] = {}
+    for modality, encoder in model.encoders.items():
+        say(f"exporting the encoder of {modality}")
+        try:
+            worst = export_encoder(encoder, onnx_file(target, modality))  # type: ignore[arg-type]
+        except NotExportable as reason:
+            left[modality] = str(reason)
+            say(f"{modality} is left as it is: {reason}")
+        else:
+            differences[modality] = float(f"{worst:.2g}")
+    facts = {"files": file_digests(target)}
+    (target / BUNDLE_FILE).write_bytes(with_facts((folder / BUNDLE_FILE).read_bytes(), facts))
+    return _Exported(differences=differences, left=left)
+
+
+def _upload(folder: Path, storage: Storage, target: str) -> None:
+    """Copy a local folder; what an earlier start of this command left there goes first."""
+    storage.delete_dir(target)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        storage.write_bytes(f"{target}/{path.relative_to(folder).as_posix()}", path.read_bytes())
