@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import ray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mmbm_core.compress.onnx import lacking_packages
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS
 from mmbm_core.sample import Modality
@@ -69,6 +70,8 @@ class CompressSettings(BaseModel):
     """None: the recipe's."""
     int8: bool = True
     """Store weights as integers: a quarter of the size."""
+    onnx: bool | None = None
+    """Write encoders as ONNX too, which is often faster, and as large as float32; None: where it is installed."""
     checkpoint_s: Annotated[float, Field(gt=0)] = 60.0
     seed: int = 0
 
@@ -131,6 +134,8 @@ def compress(request: CompressRequest) -> dict[str, Any]:
     """
     started = time.monotonic()
     check_installed()
+    if request.settings.onnx and (lacking := lacking_packages()):
+        raise UsageError(f"--set onnx=true needs {', '.join(lacking)}: run pip install 'mmbm[onnx]'")
     storage, output = open_location(request.output)
     check_output(storage, output, overwrite=request.overwrite)
     source = _open(request)
@@ -213,10 +218,11 @@ def _search(
 ) -> list[Point]:  # fmt: skip
     """Every step that was taken."""
     points: list[Point] = []
+    onnx = not lacking_packages() if request.settings.onnx is None else request.settings.onnx
     start, whole = source.location, sorted(set(request.settings.sizes), reverse=True)
     for number, share in enumerate(whole, 1):
         name = f"size-{share:g}"
-        cut = Cut(original=source.location, start=start, share=share, int8=request.settings.int8)
+        cut = Cut(original=source.location, start=start, share=share, int8=request.settings.int8, onnx=onnx)
         say(f"step {number} of at most {len(whole)}: about {share:.0%} of the original's work")
         point = _step(request, source, name, cut, settings, storage, work, before)
         if point.loss > request.max_loss:
@@ -282,7 +288,7 @@ def _plan(
     )  # fmt: skip
     rows = [[u.unit.source.path, u.unit.source.version, len(u.train)] for each in sets for u in each.feed.units]
     facts = settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
-    key = fingerprint([source.version, [cut.share, cut.int8, cut.start], facts, rows])
+    key = fingerprint([source.version, [cut.share, cut.int8, cut.onnx, cut.start], facts, rows])
     device, threads = training_device(settings)
     return TrainingPlan(
         jobs=(Job(name=name, spec=source.spec, settings=settings, key=key, cut=cut),), sets=sets,

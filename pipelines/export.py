@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmbm_core.compress.onnx import ONNX_FILE, NotExportable, export_encoder, lacking_packages
+from mmbm_core.compress.export import export_bundle
+from mmbm_core.compress.onnx import ONNX_FILE, lacking_packages
 from mmbm_core.errors import RunError, UsageError
-from mmbm_core.saved import BUNDLE_FILE, file_digests, load_model, onnx_file, with_facts
+from mmbm_core.saved import BUNDLE_FILE, read_bundle, with_facts
 from pipelines.checks import check_output
 from pipelines.progress import say
 from pipelines.train import publish
@@ -28,16 +29,6 @@ class ExportRequest:
     bundle: str
     output: str
     overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Exported:
-    """What became of the encoders, by modality."""
-
-    differences: dict[str, float]
-    """Largest difference to torch of those that were exported, as a share of the largest component."""
-    left: dict[str, str]
-    """Why the others were not."""
 
 
 def export(request: ExportRequest) -> dict[str, Any]:
@@ -57,7 +48,11 @@ def export(request: ExportRequest) -> dict[str, Any]:
     check_output(storage, output, overwrite=request.overwrite)
     work = f"{output}.exporting"
     with local_bundle(request.bundle) as folder, tempfile.TemporaryDirectory(prefix="mmbm-export-") as temporary:
-        made = _export(folder, Path(temporary))
+        _copy(folder, Path(temporary))
+        say(f"exporting the encoders of {request.bundle}")
+        made = export_bundle(Path(temporary))
+        for modality, reason in made.left.items():
+            say(f"{modality} is left as it is: {reason}")
         if not made.differences:
             reasons = "; ".join(f"{modality}: {reason}" for modality, reason in made.left.items())
             raise RunError(f"no encoder of {request.bundle} can be exported, nothing is written. {reasons}")
@@ -75,27 +70,15 @@ def export(request: ExportRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _export(folder: Path, target: Path) -> _Exported:
-    """Write the copy of a bundle, with the ONNX of each encoder that has some, into an empty folder."""
-    model, content = load_model(folder)
-    for name in content["files"]:
-        if Path(name).name != ONNX_FILE:  # of an earlier export
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
-    differences: dict[str, float] = {}
-    left: dict[str, str] = {}
-    for modality, encoder in model.encoders.items():
-        say(f"exporting the encoder of {modality}")
-        try:
-            worst = export_encoder(encoder, onnx_file(target, modality))  # type: ignore[arg-type]
-        except NotExportable as reason:
-            left[modality] = str(reason)
-            say(f"{modality} is left as it is: {reason}")
-        else:
-            differences[modality] = float(f"{worst:.2g}")
-    facts = {"files": file_digests(target)}
+def _copy(folder: Path, target: Path) -> None:
+    """Copy a bundle's files into an empty folder, without the ONNX of an earlier export."""
+    content = read_bundle(folder)
+    names = [name for name in content["files"] if Path(name).name != ONNX_FILE]
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    facts = {"files": {name: content["files"][name] for name in names}}
     (target / BUNDLE_FILE).write_bytes(with_facts((folder / BUNDLE_FILE).read_bytes(), facts))
-    return _Exported(differences=differences, left=left)
 
 
 def _upload(folder: Path, storage: Storage, target: str) -> None:

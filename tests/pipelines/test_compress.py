@@ -26,7 +26,7 @@ IMAGE = {
 AUDIO = {
     "model": {"kind": "log_mel", "rate_hz": 8000, "num_mels": 16, "widths": [16, 16], "width": 16}, "training": "full",
 }  # fmt: skip
-QUICK = {"sizes": (0.5,), "epochs": 2}
+QUICK = {"sizes": (0.5,), "epochs": 2, "onnx": False}
 
 
 @pytest.fixture
@@ -90,6 +90,20 @@ def test_the_small_bundle_is_an_ordinary_one(
     page = (tmp_path / "small.report" / "front.html").read_text()
     assert "accuracy[image]" in page and (tmp_path / "small.report" / "front.png").stat().st_size > 5000
     assert not (tmp_path / "small.compressing").exists()
+
+
+def test_encoders_are_written_as_onnx_too(train: Do, compress: Do, colors: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    train(recipe({"image": IMAGE}, {"color": {**LABEL, "inputs": {"image": "image"}}}), colors)
+    done = compress(colors, settings={"onnx": True})
+    assert done["kernels"]["image"].startswith("onnx")
+    name = str(tmp_path / "small")
+    rows = [{"image": row["image"]} for row in color_rows(9, seed=5)]
+    exact, onnx = (
+        np.array(load_bundle(name, kernels=kernels).embed(rows)["embedding"].to_pylist())
+        for kernels in (None, {f"{name}#image": "onnx"})
+    )
+    np.testing.assert_allclose(onnx, exact, atol=1e-4)
 
 
 def test_a_small_bundle_is_compressed_and_trained_further(

@@ -28,6 +28,8 @@ class Cut:
     """Of the original's work that stays, about."""
     int8: bool
     """Store weights as integers."""
+    onnx: bool
+    """Write the encoders as ONNX too."""
 
 
 def load_original(cut: Cut, stack: ExitStack) -> Model:

@@ -14,6 +14,7 @@ import torch
 from ray.actor import ActorHandle
 
 from mmbm_core.augment import AudioAugment
+from mmbm_core.compress.export import export_bundle
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.base import Encoder
 from mmbm_core.encoders.log_mel import LogMelEncoder
@@ -265,6 +266,8 @@ def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, result:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_model(model, folder, facts=facts)
+        if job.cut is not None and job.cut.onnx:
+            export_bundle(folder)
         files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):  # which makes it one
             plan.storage.write_bytes(f"{plan.folder}/{job.bundle}/{name}", (folder / name).read_bytes())
