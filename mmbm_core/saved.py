@@ -18,7 +18,7 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mmbm_core.compress.layout import apply_layout, read_layout
+from mmbm_core.compress.layout import LAYOUT_FILE, apply_layout, read_layout
 from mmbm_core.compress.onnx import ONNX_FILE
 from mmbm_core.compress.stored import finish_network, is_packed, read_weights
 from mmbm_core.encoders import PRESETS, build_encoder
@@ -186,6 +186,7 @@ def load_model(folder: Path, *, only: Collection[Modality] | None = None) -> tup
         UsageError: as `read_bundle`, or the spec and the weights do not fit.
     """
     content = read_bundle(folder)
+    _check_layouts(folder, content)
     try:
         spec = ModelSpec.model_validate(content["spec"])
         encoders: dict[Modality, Encoder] = {
@@ -209,6 +210,17 @@ def load_model(folder: Path, *, only: Collection[Modality] | None = None) -> tup
     if lacking or wrong.unexpected_keys:
         raise UsageError(f"bundle {folder}: weights do not fit the spec: {', '.join(lacking + wrong.unexpected_keys)}")
     return model.eval().requires_grad_(False), content
+
+
+def _check_layouts(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raises: UsageError: sizes that bundle.json knows nothing of, or that are an encoder's and not in its folder."""
+    names = [LAYOUT_FILE, *(f"{_ENCODERS}/{m}/{LAYOUT_FILE}" for m in MODALITIES)]
+    strange = [name for name in names if (folder / name).is_file() and name not in content["files"]]
+    own = read_layout(folder)
+    if own is not None:
+        strange += [n for n in (*own.layers, *own.shapes) if n.split(".")[0] == _ENCODERS]
+    if strange:
+        raise UsageError(f"bundle {folder} is damaged: it has {strange[0]} where none belongs; copy the bundle again")
 
 
 def _assets(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,10 @@ The bundle is cut in steps. Each takes out the units that matter least, trains w
 says, scores it on the validation rows and times it beside the original. The smallest that keeps the quality is written.
 """
 
+import importlib.util
 import json
+import math
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmbm_core.compress.onnx import lacking_packages
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.media import DEFAULT_LIMITS
+from mmbm_core.model import Model
 from mmbm_core.sample import Modality
 from mmbm_core.saved import BUNDLE_FILE, load_model, with_facts
 from mmbm_core.spec import ModelSpec
+from mmbm_core.tasks.seq2seq import Seq2SeqTask
 from pipelines.checks import check_cpus, check_installed, check_output, check_rows
 from pipelines.dataset import Indexed, Wanted, deal_inputs, index_set, open_set
 from pipelines.evaluate import score_bundle
@@ -34,17 +40,21 @@ from pipelines.train import publish
 from workers.bundles import local_bundle, read_version
 from workers.lock import output_lock
 from workers.spec import fingerprint
-from workers.speed import SpeedActor, summary
+from workers.speed import BATCHES, SpeedActor, summary
 from workers.storage import Storage, open_location
 from workers.training.cut import Cut
 from workers.training.evaluation import EvaluatedSet
 from workers.training.feed import Feed
 from workers.training.settings import TrainingSettings
 from workers.training.worker import Job, TrainingPlan, TrainingSet
+from workers.trouble import user_error
 
 _TIMED_ROWS = 192
 _ROUNDS = 5
 _SPEED_CPUS = 0.45
+_WORK = ".compressing"
+"""What the name of the run's own folder, beside OUTPUT, ends with."""
+_DRAWS = ("matplotlib", "jinja2")
 _POINTS = 100.0
 """Of a share."""
 _MORE = 3
@@ -95,7 +105,6 @@ class CompressRequest:
     max_loss: float = 1.0
     """Points (hundredths; of BLEU, whole ones) that the metric may fall on the whole input and on any part of it."""
     overwrite: bool = False
-    cache: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +116,14 @@ class _Source:
     recipe: Recipe
     spec: ModelSpec
     """All of it trained."""
-    metric: str
-    """TASK/METRIC that quality is measured by."""
+    metrics: dict[str, bool]
+    """TASK/METRIC of each task that quality is measured by: is smaller better?"""
     indexed: dict[str, Indexed]
     widths: dict[Modality, int]
+
+    @property
+    def num_val(self) -> int:
+        return sum(each.feed.num_val for each in self.indexed.values())
 
     @property
     def evaluated(self) -> list[EvaluatedSet]:
@@ -136,31 +149,35 @@ def compress(request: CompressRequest) -> dict[str, Any]:
     check_installed()
     if request.settings.onnx and (lacking := lacking_packages()):
         raise UsageError(f"--set onnx=true needs {', '.join(lacking)}: run pip install 'mmbm[onnx]'")
+    if lacking := [name for name in _DRAWS if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"compressing needs {', '.join(lacking)}: run pip install 'mmbm[train]'")
     storage, output = open_location(request.output)
+    if os.path.realpath(open_location(request.bundle)[1]) == os.path.realpath(output):
+        raise UsageError(f"OUTPUT is the bundle itself, {request.bundle}: give another folder")
     check_output(storage, output, overwrite=request.overwrite)
     source = _open(request)
     settings = _training_settings(source, request.settings)
     check_cpus(settings)
-    work = f"{output}.compressing"
+    work = f"{output}{_WORK}"
     try:
         storage.makedirs(work)
     except OSError as error:
         raise RunError(f"can't write beside OUTPUT, {storage.uri(work)}: {error.strerror or error}") from error
     with output_lock(storage, work, say=say):
-        before = _score(request, source.location, source)
-        say(f"original: {_told(before)}")
+        before = _score(source.location, source, _below(request.output, "features"))
+        say(f"original: {_told(before, source.metrics)}")
         points = _search(request, source, settings, storage, work, before)
         chosen = _choose(request, points)
         card = _card(source, before, chosen, points)
-        file = f"{work}/{chosen.name}/{BUNDLE_FILE}"
+        file = f"{work}/{chosen.folder}/{BUNDLE_FILE}"
         storage.write_bytes(file, with_facts(storage.read_bytes(file), {"compression": card}))
-        publish(storage, f"{work}/{chosen.name}", output, overwrite=request.overwrite)
         report = write_front(points, card, storage, f"{output}.report")
+        publish(storage, f"{work}/{chosen.folder}", output, overwrite=request.overwrite)
         storage.delete_dir(work)
     return {
         "bundle": request.output, "speedup": chosen.speedup, "loss": chosen.loss, "size": chosen.size,
         "before": chosen.original | {"quality": before}, "after": chosen.speed | {"quality": chosen.quality},
-        "kernels": chosen.kernels, "steps": len(points), "report": report,
+        "kernels": card["kernels"], "steps": len(points), "report": report,
         "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
 
@@ -175,13 +192,18 @@ def _open(request: CompressRequest) -> _Source:
         raise UsageError(
             f"nothing in {request.bundle} can be pruned: no transformer, image_cnn, log_mel or efficientnet-lite0"
         )
-    recipe = Recipe.model_validate(content["recipe"])
-    trained = {
-        m: config.model_copy(update={"training": "full", "augment": recipe.model.encoders[m].augment})
-        for m, config in model.spec.encoders.items()
-    }
-    task, kind = next(iter(model.tasks.items()))
-    metric = "bleu" if hasattr(kind, "generate") else kind.metric
+    try:
+        recipe = Recipe.model_validate(content["recipe"])
+    except ValidationError as error:
+        raise UsageError(
+            f"the recipe of {request.bundle} does not fit this program: {error.errors()[0]['msg']}"
+        ) from error
+    if set(recipe.model.encoders) != set(model.encoders) or set(recipe.model.tasks) != set(model.tasks):
+        raise UsageError(f"{request.bundle} has other encoders or tasks than its recipe: give what `mmbm train` wrote")
+    trained = {}
+    for modality, config in recipe.model.encoders.items():
+        cut = bool(model.encoders[modality].groups())  # type: ignore[operator]
+        trained[modality] = config.model_copy(update={"training": "full" if cut else "frozen"})
     dealt = deal_inputs(recipe.parts, request.inputs, val=request.val)
     indexed = {}
     for name, part in recipe.parts.items():
@@ -191,21 +213,32 @@ def _open(request: CompressRequest) -> _Source:
     check_rows(indexed, workers=1)
     return _Source(
         location=request.bundle, version=version, recipe=recipe,
-        spec=model.spec.model_copy(update={"encoders": trained}), metric=f"{task}/{metric}", indexed=indexed,
+        spec=model.spec.model_copy(update={"encoders": trained}), metrics=_metrics(model), indexed=indexed,
         widths={m: e.width for m, e in model.encoders.items()},  # type: ignore[misc]
     )  # fmt: skip
 
 
+def _metrics(model: Model) -> dict[str, bool]:
+    """What each task is measured by."""
+    found = {}
+    for name, task in model.tasks.items():
+        metric = str(task.metric)
+        if isinstance(task, Seq2SeqTask):
+            metric = "response_r@1" if task.config.ranking else "bleu"
+        found[f"{name}/{metric}"] = metric in task.smaller_is_better  # type: ignore[operator]
+    return found
+
+
 def _training_settings(source: _Source, settings: CompressSettings) -> TrainingSettings:
     """The recipe's, for a model that knows already."""
-    recipe = source.recipe
-    known = recipe.training
-    scratch = any(not isinstance(each.model, str) for each in recipe.model.encoders.values())
-    rate = known.lr if scratch else known.encoder_lr
+    known = source.recipe.training
+    encoder_lr = known.encoder_lr
+    if any(config.training == "lora" for config in source.recipe.model.encoders.values()):
+        encoder_lr = min(encoder_lr, TrainingSettings().encoder_lr)  # what suits a low-rank update is too much for all
     return known.model_copy(
         update={
             "epochs": settings.epochs, "lr": settings.lr or known.lr / 2,
-            "encoder_lr": settings.encoder_lr or rate / 2, "batch_size": settings.batch_size or known.batch_size,
+            "encoder_lr": settings.encoder_lr or encoder_lr / 2, "batch_size": settings.batch_size or known.batch_size,
             "workers": 1, "weak_first": None, "ogm_ge": None, "patience": None, "seed": settings.seed,
             "evaluations": min(known.evaluations, settings.epochs), "checkpoint_s": settings.checkpoint_s,
         }
@@ -222,20 +255,20 @@ def _search(
     start, whole = source.location, sorted(set(request.settings.sizes), reverse=True)
     for number, share in enumerate(whole, 1):
         name = f"size-{share:g}"
-        cut = Cut(original=source.location, start=start, share=share, int8=request.settings.int8, onnx=onnx)
+        cut = Cut(original=source.location, start=start, share=share, int8=request.settings.int8, onnx=onnx, kept="")
         say(f"step {number} of at most {len(whole)}: about {share:.0%} of the original's work")
         point = _step(request, source, name, cut, settings, storage, work, before)
         if point.loss > request.max_loss:
             say(f"{name} loses {point.loss:.2f} points; it gets {_MORE} times as long to recover")
             more = settings.model_copy(update={"epochs": _MORE * settings.epochs})
-            again = replace(cut, start=_location(storage, f"{work}/{name}"))
+            again = replace(cut, start=_below(request.output, point.folder))
             longer = _step(request, source, f"{name}-longer", again, more, storage, work, before)
             point = longer if longer.loss < point.loss else point
         points.append(point)
         reached = request.target_speedup is not None and point.speedup >= request.target_speedup
         if point.loss > request.max_loss or reached:
             break
-        start = _location(storage, f"{work}/{point.name}")
+        start = _below(request.output, point.folder)
     return points
 
 
@@ -244,24 +277,25 @@ def _step(
     work: str, before: Mapping[str, float],
 ) -> Point:  # fmt: skip
     """Cut, train, score and time; what an earlier start of this command did of it is taken as it is."""
-    plan = _plan(source, name, cut, settings, storage, work)
-    key, file = plan.jobs[0].key, f"{work}/{name}.point.json"
-    if storage.exists(file):
-        told = json.loads(storage.read_bytes(file))
-        if told.pop("key") == key:
-            say(f"{name} is done already")
-            return Point(**told)
+    key = _key(source, cut, settings)
+    folder = f"{name}-{key}"
+    cut = replace(cut, kept=_below(request.output, f"{folder}.cut"))
+    plan = _plan(source, Job(name=folder, spec=source.spec, settings=settings, key=key, cut=cut), storage, work)
+    file = f"{work}/{folder}.point.json"
+    if storage.exists(file) and storage.exists(f"{work}/{folder}/{BUNDLE_FILE}"):
+        say(f"{name} is done already")
+        return Point(**json.loads(storage.read_bytes(file)))
     fit(plan, settings)
-    location = _location(storage, f"{work}/{name}")
-    quality = _score(request, location, source)
+    location = _below(request.output, folder)
+    quality = _score(location, source, _below(request.output, "features"))
     speeds, kernels = _race(source, location)
     point = Point(
-        name=name, share=cut.share, quality=quality, loss=_loss(before, quality, source.metric),
+        name=name, folder=folder, share=cut.share, quality=quality, loss=_loss(before, quality, source.metrics),
         speed=speeds[1], original=speeds[0], speedup=round(speeds[1]["per_s"] / speeds[0]["per_s"], 3),
-        kernels=kernels, size=round(_bytes(location) / _bytes(source.location), 4),
+        kernels=kernels[1], original_kernels=kernels[0], size=round(_bytes(location) / _bytes(source.location), 4),
     )  # fmt: skip
-    storage.write_bytes(file, json.dumps({"key": key, **asdict(point)}).encode())
-    say(f"{name}: {point.speedup:.2f} times as fast, {point.size:.2f} of the size, {_told(quality)}")
+    storage.write_bytes(file, json.dumps(asdict(point)).encode())
+    say(f"{name}: {point.speedup:.2f} times as fast, {point.size:.2f} of the size, {_told(quality, source.metrics)}")
     return point
 
 
@@ -271,14 +305,25 @@ def _held(feed: Feed) -> Feed:
     return replace(feed, units=units, partner=_held(feed.partner) if feed.partner else None)
 
 
-def _location(storage: Storage, path: str) -> str:
-    """As a bundle is named."""
-    return path if storage.is_local else storage.uri(path)
+def _below(output: str, name: str) -> str:
+    """Location of something in the run's own folder, beside an OUTPUT that may have options after a question mark."""
+    path, mark, options = output.partition("?")
+    return f"{path.rstrip('/')}{_WORK}/{name}{mark}{options}"
 
 
-def _plan(
-    source: _Source, name: str, cut: Cut, settings: TrainingSettings, storage: Storage, work: str
-) -> TrainingPlan:
+def _key(source: _Source, cut: Cut, settings: TrainingSettings) -> str:
+    """Names all that a step's result depends on; the name of what it starts from holds that one's key."""
+    feeds = [f for each in source.indexed.values() for f in (each.feed, each.feed.partner) if f is not None]
+    rows = [
+        [u.unit.source.path, u.unit.source.version, u.unit.start, len(u.train), len(u.val)]
+        for feed in feeds
+        for u in feed.units
+    ]
+    facts = settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
+    return fingerprint([source.version, [cut.share, cut.int8, cut.onnx, cut.start], facts, rows])
+
+
+def _plan(source: _Source, job: Job, storage: Storage, work: str) -> TrainingPlan:
     sets = tuple(
         TrainingSet(
             feed=each.feed, columns=columns_of(each.feed, {}), tasks=source.recipe.parts[part].tasks,
@@ -286,41 +331,41 @@ def _plan(
         )
         for part, each in source.indexed.items()
     )  # fmt: skip
-    rows = [[u.unit.source.path, u.unit.source.version, len(u.train)] for each in sets for u in each.feed.units]
-    facts = settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
-    key = fingerprint([source.version, [cut.share, cut.int8, cut.onnx, cut.start], facts, rows])
-    device, threads = training_device(settings)
+    device, threads = training_device(job.settings)
     return TrainingPlan(
-        jobs=(Job(name=name, spec=source.spec, settings=settings, key=key, cut=cut),), sets=sets,
-        widths=source.widths, vocabularies={}, limits=DEFAULT_LIMITS, storage=storage, folder=work,
-        facts=plan_facts(source.recipe, sets, source.indexed), device=device, threads=threads,
+        jobs=(job,), sets=sets, widths=source.widths, vocabularies={}, limits=DEFAULT_LIMITS, storage=storage,
+        folder=work, facts=plan_facts(source.recipe, sets, source.indexed), device=device, threads=threads,
     )  # fmt: skip
 
 
-def _score(request: CompressRequest, location: str, source: _Source) -> dict[str, float]:
-    """Quality on the validation rows, by the metric's name; subsets of the modalities in brackets."""
-    task, _, metric = source.metric.partition("/")
-    scored = score_bundle(location, source.evaluated, cache=request.cache, generate=metric == "bleu")
-    found = {n: v for n, v in scored.metrics[task].items() if n.partition("[")[0] == metric}
-    if not found:
-        raise UsageError(f"{source.metric} can't be measured on the validation rows; give more of them")
+def _score(location: str, source: _Source, cache: str) -> dict[str, float]:
+    """All scores on the validation rows, TASK/METRIC; on subsets of the modalities in brackets."""
+    generate = any(name.endswith("/bleu") for name in source.metrics)
+    scored = score_bundle(location, source.evaluated, cache=cache, generate=generate).metrics
+    found = {f"{task}/{name}": value for task, each in scored.items() for name, value in each.items()}
+    lacking = [name for name in source.metrics if name not in found]
+    if lacking:
+        raise UsageError(f"{', '.join(lacking)} can't be measured on the validation rows; give more of them")
     return found
 
 
-def _loss(before: Mapping[str, float], after: Mapping[str, float], metric: str) -> float:
-    """Points lost at most, on the whole input or on any subset of its modalities."""
-    unit = 1.0 if metric.endswith("/bleu") else _POINTS
-    return round(max(unit * (before[name] - after.get(name, 0.0)) for name in before), 4)
+def _loss(before: Mapping[str, float], after: Mapping[str, float], metrics: Mapping[str, bool]) -> float:
+    """Points lost at most, by any task, on the whole input or on any subset of its modalities."""
+    losses = []
+    for name, value in before.items():
+        base = name.partition("[")[0]
+        if base in metrics:
+            fallen = (after.get(name, math.inf) - value) if metrics[base] else (value - after.get(name, 0.0))
+            losses.append(fallen * (1.0 if base.endswith("/bleu") else _POINTS))
+    return round(max(losses), 4)
 
 
-def _race(source: _Source, location: str) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """The speed of the original and of what became of it, timed in turns; and the kernels of the latter."""
-    rows = _timed_rows(source)
-    shared = ray.put(rows)
-    actors: list[Any] = [
-        SpeedActor.options(num_cpus=_SPEED_CPUS).remote(each, shared, threads=1)  # type: ignore[attr-defined]
-        for each in (source.location, location)
-    ]
+def _race(source: _Source, location: str) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """The speed of the original and of what became of it, timed in turns on one machine; and the kernels of both."""
+    shared = ray.put(_timed_rows(source))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kind = SpeedActor.options(num_cpus=_SPEED_CPUS, scheduling_strategy=here)  # type: ignore[attr-defined]
+    actors: list[Any] = [kind.remote(each, shared, threads=1) for each in (source.location, location)]
     try:
         kernels = [ray.get(actor.kernels.remote()) for actor in actors]
         for actor in actors:  # to warm up
@@ -330,11 +375,13 @@ def _race(source: _Source, location: str) -> tuple[list[dict[str, float]], dict[
             for mine, actor in zip(rounds, actors, strict=True):
                 mine.append(ray.get(actor.time_round.remote()))
         peaks = [ray.get(actor.peak_mib.remote()) for actor in actors]
+    except ray.exceptions.RayError as error:
+        raise user_error(error) from error
     finally:
         for actor in actors:
             with suppress(Exception):
                 ray.kill(actor)
-    return [summary(r, p) for r, p in zip(rounds, peaks, strict=True)], kernels[1]
+    return [summary(r, p) for r, p in zip(rounds, peaks, strict=True)], kernels
 
 
 def _timed_rows(source: _Source) -> list[dict[Modality, Any]]:
@@ -353,16 +400,17 @@ def _timed_rows(source: _Source) -> list[dict[Modality, Any]]:
                 rows.append(row)
         if len(rows) >= _TIMED_ROWS:
             break
-    return rows[:_TIMED_ROWS]
+    least = max(BATCHES)
+    return (rows * -(-least // len(rows)))[: max(least, min(len(rows), _TIMED_ROWS))] if rows else rows
 
 
 def _choose(request: CompressRequest, points: Sequence[Point]) -> Point:
-    """The fastest step that keeps the quality."""
+    """The smallest step that keeps the quality."""
     good = [p for p in points if p.loss <= request.max_loss and p.speedup > 1]
     if request.target_speedup is not None:
         good = [p for p in good if p.speedup >= request.target_speedup]
     if good:
-        return max(good, key=lambda p: (p.speedup, -p.size))
+        return min(good, key=lambda p: p.share)
     asked = f" and is {request.target_speedup:g} times as fast" if request.target_speedup is not None else ""
     tried = "; ".join(f"{p.name}: {p.speedup:.2f} times as fast, {p.loss:.2f} points lost" for p in points)
     raise RunError(
@@ -375,13 +423,14 @@ def _card(source: _Source, before: Mapping[str, float], chosen: Point, points: S
     """What the bundle says of itself."""
     return {
         "of": source.version,
-        "metric": source.metric,
+        "metrics": list(source.metrics),
         "before": {"quality": dict(before), **chosen.original},
         "after": {"quality": chosen.quality, **chosen.speed},
         "speedup": chosen.speedup,
         "loss_points": chosen.loss,
         "size": chosen.size,
-        "kernels": chosen.kernels,
+        "kernels": {"before": chosen.original_kernels, "after": chosen.kernels},
+        "rows_val": source.num_val,
         "machine": {"processor": _processor(), "threads": 1, "system": platform.platform()},
         "steps": [{"share": p.share, "speedup": p.speedup, "loss_points": p.loss, "size": p.size} for p in points],
     }
@@ -401,5 +450,5 @@ def _bytes(location: str) -> int:
         return sum((folder / name).stat().st_size for name in files)
 
 
-def _told(quality: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
+def _told(quality: Mapping[str, float], metrics: Mapping[str, bool]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in quality.items() if name.partition("[")[0] in metrics)

@@ -14,6 +14,8 @@ class Point:
     """One step of a compression."""
 
     name: str
+    folder: str
+    """Of its bundle, below the run's own."""
     share: float
     """Of the original's work that it was cut to, about."""
     quality: dict[str, float]
@@ -27,6 +29,7 @@ class Point:
     original: dict[str, float]
     """The original's speed, timed in turns with this one."""
     kernels: dict[str, str]
+    original_kernels: dict[str, str]
 
 
 def write_front(points: Sequence[Point], card: Mapping[str, Any], storage: Storage, folder: str) -> str:

@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop at the first step that is X times as fast (default: as small as the quality allows)")  # fmt: skip
     add("--max-loss", type=float, default=1.0, metavar="X",
         help="points that the metric may fall, on any subset of the modalities (default: 1)")  # fmt: skip
-    add("--cache", metavar="DIR", help="folder or URL where the output of encoders is kept for later runs")
     add("--overwrite", action="store_true", help="replace the bundle that OUTPUT holds")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help=f"one of {', '.join(CompressSettings.model_fields)}")  # fmt: skip
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--max-loss {args.max_loss}: give points, 0 or more")
     request = CompressRequest(
         bundle=args.bundle, inputs=args.inputs, val=args.val, output=args.output, overwrite=args.overwrite,
-        target_speedup=args.target_speedup, max_loss=args.max_loss, cache=args.cache,
+        target_speedup=args.target_speedup, max_loss=args.max_loss,
         settings=parse_settings(CompressSettings, args.settings),
     )  # fmt: skip
     connect()

@@ -5,6 +5,7 @@ pruned checkpoint needs no class of its own.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from mmbm_core.errors import UsageError
 
 LAYOUT_FILE = "layout.json"
+_PLACES = "mmbm_places"
 _PER_UNIT = ("bias", "running_mean", "running_var")
 
 
@@ -25,10 +27,10 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lengths: dict[str, int] = {}
-    """Of lists of layers; the first that are left stand in for those that were kept."""
+    layers: dict[str, tuple[int, ...]] = {}
+    """Of lists of layers, the places of those that were kept."""
     shapes: dict[str, tuple[int, ...]] = {}
-    """Of the weights of linear layers, convolutions and norms, under their names once lists have their lengths."""
+    """Of the weights of linear layers, convolutions and norms, under their names once lists have lost the others."""
 
 
 def layout_of(module: nn.Module, *, leave: tuple[str, ...] = ()) -> Layout:
@@ -41,7 +43,7 @@ def layout_of(module: nn.Module, *, leave: tuple[str, ...] = ()) -> Layout:
         *module.named_modules()
     ]  # fmt: skip
     return Layout(
-        lengths={name: len(each) for name, each in named if isinstance(each, nn.ModuleList)},
+        layers={name: places(each) for name, each in named if isinstance(each, nn.ModuleList)},
         shapes={name: tuple(each.weight.shape) for name, each in named if _has_shape(each)},
     )
 
@@ -52,11 +54,11 @@ def apply_layout(module: nn.Module, layout: Layout) -> None:
     Raises:
         UsageError: a name or a size that the module does not have.
     """
-    for name, length in layout.lengths.items():
+    for name, kept in layout.layers.items():
         layers = _find(module, name)
-        if not isinstance(layers, nn.ModuleList) or not 0 <= length <= len(layers):
-            raise UsageError(f"{LAYOUT_FILE} does not fit the model: {name} can't have {length} layers")
-        keep_layers(layers, range(length))
+        if not isinstance(layers, nn.ModuleList) or not set(kept) <= set(range(len(layers))):
+            raise UsageError(f"{LAYOUT_FILE} does not fit the model: {name} can't have the layers {kept}")
+        keep_layers(layers, kept)
     for name, shape in layout.shapes.items():
         each: Any = _find(module, name)
         old = tuple(each.weight.shape) if _has_shape(each) else ()
@@ -71,15 +73,21 @@ def apply_layout(module: nn.Module, layout: Layout) -> None:
         tell_size(each)
 
 
-def keep_layers(layers: nn.ModuleList, kept: Any) -> None:
+def places(layers: nn.ModuleList) -> tuple[int, ...]:
+    """Where the layers of a list stood when it was built."""
+    return tuple(getattr(layers, _PLACES, range(len(layers))))
+
+
+def keep_layers(layers: nn.ModuleList, kept: Sequence[int]) -> None:
     """Leave only some layers of a list, in their order."""
+    setattr(layers, _PLACES, tuple(places(layers)[i] for i in kept))
     chosen = [layers[i] for i in kept]
     del layers[:]
     layers.extend(chosen)
     for place, layer in enumerate(chosen):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):  # where it keeps keys and values while it generates
-                module.layer_idx = place
+                module.layer_idx = place  # type: ignore[assignment]
 
 
 def replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:

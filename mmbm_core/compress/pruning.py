@@ -1,7 +1,7 @@
 """Structured pruning: attention heads, neurons, channels and whole layers are taken out, and what is left is rebuilt.
 
 A unit's importance is the first-order change of the loss were its output zero, |sum of gradient x weight| over the
-weights that read it (Molchanov et al., arXiv 1906.10771, eq. 8, squared and averaged over batches).
+weights that read it (Molchanov et al., arXiv 1906.10771, eq. 8, squared and summed over batches).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,14 +68,25 @@ _FEED_FORWARDS: tuple[tuple[tuple[str, ...], str, int], ...] = (
     (("intermediate_dense",), "output_dense", 1),
     (("Wi",), "Wo", 2),
 )
+_FAMILIES = frozenset(
+    {
+        "bart", "bert", "camembert", "clip", "clip_text_model", "clip_vision_model", "deit", "distilbert", "electra",
+        "hubert", "marian", "mbart", "modernbert", "roberta", "vit", "wav2vec2", "xlm-roberta",
+    }
+)  # fmt: skip
+"""Model types of transformers whose layers are cut. Others share heads, or have tables and convolutions by head."""
 _HEAD_WIDTHS = ("attention_head_size", "head_dim")
 
 
 def transformer_groups(module: nn.Module) -> list[Group]:
-    """Heads and neurons of all attentions and feed-forward layers whose names are known."""
+    """Heads and neurons of all attentions and feed-forward layers whose names are known, but not of models of other
+    families."""
     found: list[Group] = []
+    unknown = tuple(f"{name}." for name, each in module.named_modules() if not _known(each))
     for name, each in module.named_modules():
         prefix = f"{name}." if name else ""
+        if prefix.startswith(unknown) or "." in unknown:
+            continue
         for makers, reader, stacks in _ATTENTIONS:
             width = _head_width(each) if _has(each, *makers, reader) else None
             if width:
@@ -86,6 +97,12 @@ def transformer_groups(module: nn.Module) -> list[Group]:
                 found.append(_group(each, prefix, "neurons", makers, reader, stacks))
                 break
     return found
+
+
+def _known(module: Any) -> bool:
+    """Is it no model of transformers, or one of a family that is known?"""
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    return not isinstance(kind, str) or kind in _FAMILIES
 
 
 def _group(
@@ -126,7 +143,8 @@ def layer_lists(module: nn.Module, groups: Sequence[Group]) -> dict[str, list[li
     for name, each in module.named_modules():
         if isinstance(each, nn.ModuleList) and len(each) > 1:
             parts = [[g for g in groups if g.name.startswith(f"{name}.{i}.")] for i in range(len(each))]
-            if all({"heads", "neurons"} <= {g.name.rsplit(".", 1)[-1] for g in part} for part in parts):
+            kinds = [sorted(g.name.rsplit(".", 1)[-1] for g in part) for part in parts]
+            if all("heads" in kind and kind.count("neurons") == 1 for kind in kinds):
                 lists[name] = parts
     return lists
 

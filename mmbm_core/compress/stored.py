@@ -24,10 +24,15 @@ def finish_network(network: nn.Module, folder: Path, *, cut: bool, int8: bool, l
     """
     if cut:
         write_layout(layout_of(network, leave=leave), folder)
-    if int8:
-        file = folder / WEIGHTS_FILE
-        packed = pack(safetensors.torch.load_file(file), network)
-        safetensors.torch.save_file(packed, file, metadata={"format": "pt", **_PACKED})
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in network.state_dict().items():  # transformers renames weights when it saves some models
+        if not (leave and name.startswith(leave)) and (not tensor.numel() or tensor.data_ptr() not in seen):
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.detach().cpu().contiguous().clone()
+    packed = pack(state, network) if int8 else state
+    metadata = {"format": "pt", **(_PACKED if int8 else {})}
+    safetensors.torch.save_file(packed, folder / WEIGHTS_FILE, metadata=metadata)
 
 
 def load_network(network: nn.Module, folder: Path) -> None:
@@ -39,9 +44,11 @@ def load_network(network: nn.Module, folder: Path) -> None:
     """
     if (layout := read_layout(folder)) is not None:
         apply_layout(network, layout)
-    wrong = network.load_state_dict(read_weights(folder), strict=False)
-    tied = set(getattr(network, "_tied_weights_keys", None) or ())
-    lacking = [name for name in wrong.missing_keys if name not in tied]
+    given = read_weights(folder)
+    wrong = network.load_state_dict(given, strict=False)
+    state = network.state_dict()
+    loaded = {tensor.data_ptr() for name, tensor in state.items() if name in given}
+    lacking = [name for name in wrong.missing_keys if state[name].data_ptr() not in loaded]  # the others are tied
     if lacking or wrong.unexpected_keys:
         raise RuntimeError(f"weights of {folder} do not fit: {', '.join([*lacking, *wrong.unexpected_keys][:5])}")
 

@@ -166,6 +166,7 @@ def test_the_check_sees_a_network_that_is_not_the_encoders(original: Path, expor
     assert not onnx_module._difference(encoder, network) <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_exported_too(text_model: str, tmp_path: Path) -> None:
     model = make_model(text_model, modalities=("text", "image"))
     for encoder in model.encoders.values():
@@ -185,6 +186,7 @@ def test_a_pruned_model_is_exported_too(text_model: str, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_a_text_encoder_from_scratch_is_exported(tmp_path: Path) -> None:
     from mmbm_core.encoders.bert import BertConfig, build_bert
     from tests.seq2seq import BPE

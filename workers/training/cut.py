@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmbm_core.compress.pruning import Importance, prune, sizes_for
 from mmbm_core.model import Batch, Model
 from mmbm_core.saved import BUNDLE_FILE, load_model, save_model
+from mmbm_core.spec import ModelSpec
 from workers.bundles import local_bundle
-from workers.storage import Storage
+from workers.storage import open_location
 
 NUM_BATCHES = 40
 """That importance is summed over."""
@@ -30,6 +32,8 @@ class Cut:
     """Store weights as integers."""
     onnx: bool
     """Write the encoders as ONNX too."""
+    kept: str
+    """Location of the model once it is cut, for as long as it is trained."""
 
 
 def load_original(cut: Cut, stack: ExitStack) -> Model:
@@ -37,17 +41,26 @@ def load_original(cut: Cut, stack: ExitStack) -> Model:
     return load_model(stack.enter_context(local_bundle(cut.original)))[0]
 
 
-def load_cut(cut: Cut, stack: ExitStack, *, storage: Storage, kept: str) -> tuple[Model, bool]:
+def load_cut(cut: Cut, stack: ExitStack) -> tuple[Model, bool]:
     """The model to train, and whether it is still to be cut.
 
     Args:
         stack: closes what holds its files, which saving it needs.
-        kept: folder where an earlier start of this run left the model once it was cut.
     """
-    ready = storage.exists(f"{kept}/{BUNDLE_FILE}")
-    folder = stack.enter_context(local_bundle(storage.uri(kept) if ready else cut.start))
-    model, _ = load_model(folder)
-    return model.requires_grad_(True), not ready
+    storage, folder = open_location(cut.kept)
+    ready = storage.exists(f"{folder}/{BUNDLE_FILE}")
+    model, _ = load_model(stack.enter_context(local_bundle(cut.kept if ready else cut.start)))
+    return model, not ready
+
+
+def prepare(model: Model, spec: ModelSpec) -> None:
+    """Set the model to be trained as `spec` says: which encoders are, and what is done to their values."""
+    model.spec = spec
+    model.requires_grad_(True)
+    for modality, config in spec.encoders.items():
+        encoder: Any = model.encoders[modality]
+        encoder.augment = config.augment
+        encoder.requires_grad_(config.training != "frozen")
 
 
 def cut_model(model: Model, original: Model, cut: Cut, batches: Iterable[Batch]) -> None:
@@ -66,7 +79,7 @@ def cut_model(model: Model, original: Model, cut: Cut, batches: Iterable[Batch])
         importance.add()
     model.zero_grad()
     prune(model, importance, sizes_for(original, original.groups(), share=cut.share))
-    mark(model, int8=cut.int8)
+    mark(model, int8=False)
 
 
 def mark(model: Model, *, int8: bool) -> None:
@@ -77,8 +90,9 @@ def mark(model: Model, *, int8: bool) -> None:
         encoder.cut, encoder.int8 = found, found and int8  # type: ignore[assignment]
 
 
-def keep_cut(model: Model, *, storage: Storage, kept: str) -> None:
+def keep_cut(model: Model, cut: Cut) -> None:
     """Write a model that was cut, so that a run that is killed goes on with the same one."""
+    storage, kept = open_location(cut.kept)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_model(model, folder, facts={})

@@ -30,7 +30,7 @@ from workers.bundles import SIBLINGS
 from workers.storage import Storage
 from workers.training.batches import BatchMaker, Columns
 from workers.training.checkpoint import CHECKPOINT
-from workers.training.cut import NUM_BATCHES, Cut, cut_model, keep_cut, load_cut, load_original
+from workers.training.cut import NUM_BATCHES, Cut, cut_model, keep_cut, load_cut, load_original, mark, prepare
 from workers.training.feed import Feed
 from workers.training.logs import EventLog
 from workers.training.loop import Mixed, Outcome, Place, Training
@@ -168,21 +168,20 @@ def _train(plan: TrainingPlan, job: Job, place: Place, board: ActorHandle) -> di
         return _train_model(plan, job, place, board, build_model(plan, job).to(place.device), None)
     with ExitStack() as stack:
         original = load_original(job.cut, stack).to(place.device)
-        kept = f"{plan.folder}/{job.name}.cut"
-        model, whole = load_cut(job.cut, stack, storage=plan.storage, kept=kept)
-        model.spec = job.spec
+        model, whole = load_cut(job.cut, stack)
+        prepare(model, job.spec)
         model.to(place.device)
         if whole:
             cut_model(model, original, job.cut, _first_batches(plan, job, model, place))
-            keep_cut(model, storage=plan.storage, kept=kept)
-        result = _train_model(plan, job, place, board, model, original)
-    plan.storage.delete_dir(kept)
-    return result
+            keep_cut(model, job.cut)
+        return _train_model(plan, job, place, board, model, original)
 
 
 def _first_batches(plan: TrainingPlan, job: Job, model: Model, place: Place) -> Iterator[Batch]:
     """Some training batches of each set, in the order of the first epoch."""
     for each in plan.sets:
+        if not any(name in model.tasks for name in each.tasks):
+            continue
         size = whole_batch(each.feed.num_train, job.settings.batch_size, 1)
         steps = min(NUM_BATCHES, each.feed.num_train // size)
         rows = each.feed.train_rows(
@@ -263,6 +262,8 @@ def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, result:
         "training": {"seed": job.settings.seed, "settings": job.settings.model_dump(mode="json")},
         "history": outcome.history,
     }
+    if job.cut is not None:
+        mark(model, int8=job.cut.int8)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_model(model, folder, facts=facts)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmbm_core.bpe import train_bpe
-from mmbm_core.compress.layout import apply_layout, layout_of
+from mmbm_core.compress.layout import apply_layout, keep_layers, layout_of
 from mmbm_core.compress.pruning import Group, Importance, keep_units, layer_lists, prune, sizes_for, transformer_groups
+from mmbm_core.compress.stored import finish_network, is_packed, load_network
 from mmbm_core.encoders import build_encoder
 from mmbm_core.encoders.bert import BertConfig, build_bert
 from mmbm_core.encoders.cnn import efficientnet_lite0
@@ -191,6 +192,75 @@ def test_whole_layers_go_and_the_most_important_stay(text_model: str) -> None:
     left = module.get_submodule("model.layers.0").state_dict()
     assert all(set(left[n].flatten().tolist()) <= set(kept[n].flatten().tolist()) for n in kept)
     assert torch.isfinite(run(module)).all()
+
+
+def test_kept_layers_are_the_same_when_they_are_loaded(tmp_path: Path) -> None:
+    """ModernBERT's first layer lacks a norm that the others have, and layers differ in what they attend to."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    config = ModernBertConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=4, global_attn_every_n_layers=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ModernBertModel(config).eval()
+    ids = torch.randint(3, 99, (2, 12))
+    for kept in ((1, 2), (0,)):
+        keep_layers(model.layers, kept)
+        finish_network(model, tmp_path, cut=True, int8=False)
+        again = ModernBertModel(config).eval()
+        load_network(again, tmp_path)
+        with torch.no_grad():
+            torch.testing.assert_close(again(ids).last_hidden_state, model(ids).last_hidden_state, atol=0, rtol=0)
+    assert layout_of(model).layers["layers"] == (1,)
+
+
+_SPEECH = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+_PICTURES = {"image_size": 32, "patch_size": 8}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "roberta": ("RobertaConfig", {}), "distilbert": ("DistilBertConfig", {}), "electra": ("ElectraConfig", {}),
+    "vit": ("ViTConfig", _PICTURES), "deit": ("DeiTConfig", _PICTURES), "wav2vec2": ("Wav2Vec2Config", _SPEECH),
+    "hubert": ("HubertConfig", _SPEECH),
+}  # fmt: skip
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99,
+    "embedding_size": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("int8", [False, True])
+def test_checkpoints_are_cut_and_loaded_again(name: str, int8: bool, tmp_path: Path) -> None:
+    import transformers
+
+    kind, options = FAMILIES[name]
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2} if name == "distilbert" else _SMALL
+    config = getattr(transformers, kind)(**sizes, **options)
+    model = transformers.AutoModel.from_config(config).eval()
+    given = {
+        "vit": {"pixel_values": torch.randn(2, 3, 32, 32)}, "deit": {"pixel_values": torch.randn(2, 3, 32, 32)},
+        "wav2vec2": {"input_values": torch.randn(2, 4000)}, "hubert": {"input_values": torch.randn(2, 4000)},
+    }.get(name, {"input_ids": torch.randint(3, 99, (2, 12))})  # fmt: skip
+    groups = transformer_groups(model)
+    assert {g.name.rsplit(".", 1)[-1] for g in groups} == {"heads", "neurons"} and len(groups) == 4
+    prune(model, Importance(model, groups), sizes_for(model, groups, share=0.4))
+    finish_network(model, tmp_path, cut=True, int8=int8)
+    again = transformers.AutoModel.from_config(config).eval()
+    load_network(again, tmp_path)
+    with torch.no_grad():
+        one, other = (m(**given).last_hidden_state for m in (model, again))
+    assert torch.isfinite(one).all()
+    torch.testing.assert_close(other, one, atol=0.2 if int8 else 0, rtol=0)
+    assert is_packed(tmp_path) == int8
+
+
+def test_other_families_are_left_alone() -> None:
+    from transformers import AutoModel, Qwen2Config, WavLMConfig
+
+    for config in (Qwen2Config(**_SMALL, num_key_value_heads=1), WavLMConfig(**_SMALL, **_SPEECH)):
+        assert transformer_groups(AutoModel.from_config(config)) == []
+        assert transformer_groups(nn.ModuleDict({"model": AutoModel.from_config(config)})) == []
 
 
 def test_sizes_are_multiples_and_never_nothing(text_model: str) -> None:
