@@ -20,7 +20,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 
 _AUDIO_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff")
 _UNKNOWN_FRAMES = 1 << 62
-_BLOCK_SAMPLES = 1 << 19
+_BLOCK_SAMPLES = 1 << 14, 1 << 19
+"""Of the first read of a sound, and of later ones at most: libsndfile clears all of a block that a sound ends in."""
 _MARGIN_S = 0.25
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
@@ -154,7 +155,9 @@ class _Forward(soundfile.SoundFile):
 def _read_mono(sound: soundfile.SoundFile, most_s: float, keep_frames: float) -> tuple[np.ndarray, int]:
     """Mean over channels of the first `keep_frames` or a little more, and the number of frames there are."""
     kept, frames = [], 0
-    while len(block := sound.read(max(1, _BLOCK_SAMPLES // sound.channels), dtype="float32", always_2d=True)):
+    samples, most = _BLOCK_SAMPLES
+    while len(block := sound.read(max(1, samples // sound.channels), dtype="float32", always_2d=True)):
+        samples = min(2 * samples, most)
         if frames < keep_frames:
             kept.append(block.mean(axis=1) if sound.channels > 1 else block[:, 0])
         frames += len(block)
