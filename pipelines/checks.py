@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import ray
 
-from mmbm_core.errors import UsageError
+from mmbm_core.errors import RunError, UsageError
 from mmbm_core.saved import BUNDLE_FILE
 from pipelines.dataset import Indexed
 from pipelines.parallel import in_tasks
@@ -42,6 +42,18 @@ def check_output(storage: Storage, output: str, *, overwrite: bool) -> None:
             raise UsageError(f"OUTPUT {storage.uri(output)} holds a bundle already; give another, or --overwrite")
     elif storage.exists(output) and any(True for _ in storage.children(output)):
         raise UsageError(f"OUTPUT {storage.uri(output)} is not empty and no bundle; give another folder")
+
+
+def make_work(storage: Storage, work: str) -> None:
+    """Make the folder beside OUTPUT that holds what is not yet finished.
+
+    Raises:
+        RunError: it can't be made.
+    """
+    try:
+        storage.makedirs(work)
+    except OSError as error:
+        raise RunError(f"can't write beside OUTPUT, {storage.uri(work)}: {error.strerror or error}") from error
 
 
 def check_rows(indexed: Mapping[str, Indexed], *, workers: int) -> None:

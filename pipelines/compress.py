@@ -11,13 +11,10 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmbm_core.compress.onnx import lacking_packages
 from mmbm_core.errors import RunError, UsageError
@@ -27,31 +24,28 @@ from mmbm_core.sample import Modality
 from mmbm_core.saved import BUNDLE_FILE, load_model, with_facts
 from mmbm_core.spec import ModelSpec
 from mmbm_core.tasks.seq2seq import Seq2SeqTask
-from pipelines.checks import check_cpus, check_installed, check_output, check_rows
+from pipelines.checks import check_cpus, check_installed, check_output, check_rows, make_work
 from pipelines.dataset import Indexed, Wanted, deal_inputs, index_set, open_set
 from pipelines.evaluate import score_bundle
 from pipelines.features import columns_of
 from pipelines.fit import fit
-from pipelines.jobs import plan_facts, training_device
+from pipelines.jobs import plan_facts, row_facts, settings_facts, training_device
 from pipelines.pareto import Point, write_front
 from pipelines.progress import say
+from pipelines.race import processor, race, timed_rows
 from pipelines.recipe import Recipe
 from pipelines.train import publish
 from workers.bundles import local_bundle, read_version
 from workers.lock import output_lock
 from workers.spec import fingerprint
-from workers.speed import BATCHES, SpeedActor, summary
+from workers.speed import Row
 from workers.storage import Storage, open_location
 from workers.training.cut import Cut
 from workers.training.evaluation import EvaluatedSet
 from workers.training.feed import Feed
 from workers.training.settings import TrainingSettings
 from workers.training.worker import Job, TrainingPlan, TrainingSet
-from workers.trouble import user_error
 
-_TIMED_ROWS = 192
-_ROUNDS = 5
-_SPEED_CPUS = 0.45
 _WORK = ".compressing"
 """What the name of the run's own folder, beside OUTPUT, ends with."""
 _DRAWS = ("matplotlib", "jinja2")
@@ -126,6 +120,13 @@ class _Source:
         return sum(each.feed.num_val for each in self.indexed.values())
 
     @property
+    def timed_rows(self) -> list[Row]:
+        """What the first task reads of some validation rows."""
+        task, config = next(iter(self.spec.tasks.items()))
+        name = next(n for n, part in self.recipe.parts.items() if task in part.tasks)
+        return timed_rows(self.indexed[name].feed, next(iter(config.views.values())))
+
+    @property
     def evaluated(self) -> list[EvaluatedSet]:
         """The validation rows."""
         parts = self.recipe.parts
@@ -159,10 +160,7 @@ def compress(request: CompressRequest) -> dict[str, Any]:
     settings = _training_settings(source, request.settings)
     check_cpus(settings)
     work = f"{output}{_WORK}"
-    try:
-        storage.makedirs(work)
-    except OSError as error:
-        raise RunError(f"can't write beside OUTPUT, {storage.uri(work)}: {error.strerror or error}") from error
+    make_work(storage, work)
     with output_lock(storage, work, say=say):
         before = _score(source.location, source, _below(request.output, "features"))
         say(f"original: {_told(before, source.metrics)}")
@@ -288,7 +286,7 @@ def _step(
     fit(plan, settings)
     location = _below(request.output, folder)
     quality = _score(location, source, _below(request.output, "features"))
-    speeds, kernels = _race(source, location)
+    speeds, kernels = race(source.location, location, source.timed_rows)
     point = Point(
         name=name, folder=folder, share=cut.share, quality=quality, loss=_loss(before, quality, source.metrics),
         speed=speeds[1], original=speeds[0], speedup=round(speeds[1]["per_s"] / speeds[0]["per_s"], 3),
@@ -313,13 +311,7 @@ def _below(output: str, name: str) -> str:
 
 def _key(source: _Source, cut: Cut, settings: TrainingSettings) -> str:
     """Names all that a step's result depends on; the name of what it starts from holds that one's key."""
-    feeds = [f for each in source.indexed.values() for f in (each.feed, each.feed.partner) if f is not None]
-    rows = [
-        [u.unit.source.path, u.unit.source.version, u.unit.start, len(u.train), len(u.val)]
-        for feed in feeds
-        for u in feed.units
-    ]
-    facts = settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
+    rows, facts = row_facts([each.feed for each in source.indexed.values()]), settings_facts(settings)
     return fingerprint([source.version, [cut.share, cut.int8, cut.onnx, cut.start], facts, rows])
 
 
@@ -360,50 +352,6 @@ def _loss(before: Mapping[str, float], after: Mapping[str, float], metrics: Mapp
     return round(max(losses), 4)
 
 
-def _race(source: _Source, location: str) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
-    """The speed of the original and of what became of it, timed in turns on one machine; and the kernels of both."""
-    shared = ray.put(_timed_rows(source))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    kind = SpeedActor.options(num_cpus=_SPEED_CPUS, scheduling_strategy=here)  # type: ignore[attr-defined]
-    actors: list[Any] = [kind.remote(each, shared, threads=1) for each in (source.location, location)]
-    try:
-        kernels = [ray.get(actor.kernels.remote()) for actor in actors]
-        for actor in actors:  # to warm up
-            ray.get(actor.time_round.remote())
-        rounds: list[list[Any]] = [[], []]
-        for _ in range(_ROUNDS):
-            for mine, actor in zip(rounds, actors, strict=True):
-                mine.append(ray.get(actor.time_round.remote()))
-        peaks = [ray.get(actor.peak_mib.remote()) for actor in actors]
-    except ray.exceptions.RayError as error:
-        raise user_error(error) from error
-    finally:
-        for actor in actors:
-            with suppress(Exception):
-                ray.kill(actor)
-    return [summary(r, p) for r, p in zip(rounds, peaks, strict=True)], kernels
-
-
-def _timed_rows(source: _Source) -> list[dict[Modality, Any]]:
-    """Some validation rows, as the first task reads them."""
-    task, config = next(iter(source.spec.tasks.items()))
-    name = next(n for n, part in source.recipe.parts.items() if task in part.tasks)
-    feed = source.indexed[name].feed
-    view = next(iter(config.views.values()))
-    rows: list[dict[Modality, Any]] = []
-    for piece in feed.val_pieces():
-        table = feed.table(piece, "val")
-        columns = {m: table[f"{m}:{column}"].to_pylist() for m, column in view.items()}
-        for i in range(table.num_rows):
-            row = {m: cells[i][0] for m, cells in columns.items() if cells[i]}
-            if row:
-                rows.append(row)
-        if len(rows) >= _TIMED_ROWS:
-            break
-    least = max(BATCHES)
-    return (rows * -(-least // len(rows)))[: max(least, min(len(rows), _TIMED_ROWS))] if rows else rows
-
-
 def _choose(request: CompressRequest, points: Sequence[Point]) -> Point:
     """The smallest step that keeps the quality."""
     good = [p for p in points if p.loss <= request.max_loss and p.speedup > 1]
@@ -431,17 +379,9 @@ def _card(source: _Source, before: Mapping[str, float], chosen: Point, points: S
         "size": chosen.size,
         "kernels": {"before": chosen.original_kernels, "after": chosen.kernels},
         "rows_val": source.num_val,
-        "machine": {"processor": _processor(), "threads": 1, "system": platform.platform()},
+        "machine": {"processor": processor(), "threads": 1, "system": platform.platform()},
         "steps": [{"share": p.share, "speedup": p.speedup, "loss_points": p.loss, "size": p.size} for p in points],
     }
-
-
-def _processor() -> str:
-    with suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _bytes(location: str) -> int:

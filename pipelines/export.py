@@ -14,12 +14,12 @@ from mmbm_core.compress.export import export_bundle
 from mmbm_core.compress.onnx import ONNX_FILE, lacking_packages
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.saved import BUNDLE_FILE, read_bundle, with_facts
-from pipelines.checks import check_output
+from pipelines.checks import check_output, make_work
 from pipelines.progress import say
 from pipelines.train import publish
-from workers.bundles import local_bundle
+from workers.bundles import local_bundle, write_bundle
 from workers.lock import output_lock
-from workers.storage import Storage, open_location
+from workers.storage import open_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,10 @@ def export(request: ExportRequest) -> dict[str, Any]:
         if not made.differences:
             reasons = "; ".join(f"{modality}: {reason}" for modality, reason in made.left.items())
             raise RunError(f"no encoder of {request.bundle} can be exported, nothing is written. {reasons}")
-        try:
-            storage.makedirs(work)
-        except OSError as error:
-            raise RunError(f"can't write beside OUTPUT, {storage.uri(work)}: {error.strerror or error}") from error
+        make_work(storage, work)
         with output_lock(storage, work, say=say):
-            _upload(Path(temporary), storage, f"{work}/bundle")
+            storage.delete_dir(f"{work}/bundle")  # what an earlier start of this command left there
+            write_bundle(Path(temporary), storage, f"{work}/bundle")
             publish(storage, f"{work}/bundle", output, overwrite=request.overwrite)
             storage.delete_dir(work)
     return {
@@ -79,10 +77,3 @@ def _copy(folder: Path, target: Path) -> None:
         shutil.copyfile(folder / name, target / name)
     facts = {"files": {name: content["files"][name] for name in names}}
     (target / BUNDLE_FILE).write_bytes(with_facts((folder / BUNDLE_FILE).read_bytes(), facts))
-
-
-def _upload(folder: Path, storage: Storage, target: str) -> None:
-    """Copy a local folder; what an earlier start of this command left there goes first."""
-    storage.delete_dir(target)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        storage.write_bytes(f"{target}/{path.relative_to(folder).as_posix()}", path.read_bytes())

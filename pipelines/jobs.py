@@ -22,6 +22,7 @@ from pipelines.progress import say
 from pipelines.recipe import MixedSet, Recipe
 from workers.spec import fingerprint
 from workers.storage import Storage
+from workers.training.feed import Feed
 from workers.training.rows import TURN
 from workers.training.settings import TrainingSettings
 from workers.training.worker import MODEL, Job, TrainingPlan, TrainingSet
@@ -145,16 +146,25 @@ def _named(spec: ModelSpec, settings: TrainingSettings, *, seeds: int, compare: 
 def _jobs(named: Named, recipe: Recipe, sets: Sequence[TrainingSet]) -> Iterator[Job]:
     """Each with a key that names all its result depends on."""
     data = {name: part.model_dump(mode="json") for name, part in recipe.parts.items()}
-    rows = [
+    rows = row_facts([each.feed for each in sets])
+    for name, (spec, settings) in named.items():
+        key = fingerprint([spec.model_dump(mode="json"), settings_facts(settings), data, rows])
+        yield Job(name=name, spec=spec, settings=settings, key=key)
+
+
+def row_facts(feeds: Sequence[Feed]) -> list[Any]:
+    """The rows of some sets, as far as a training's result depends on them."""
+    return [
         [[u.unit.source.path, u.unit.source.version, u.unit.start, len(u.train), len(u.val)] for u in feed.units]
-        for each in sets
-        for feed in (each.feed, each.feed.partner)
+        for each in feeds
+        for feed in (each, each.partner)
         if feed is not None
     ]
-    for name, (spec, settings) in named.items():
-        facts = settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
-        key = fingerprint([spec.model_dump(mode="json"), facts, data, rows])
-        yield Job(name=name, spec=spec, settings=settings, key=key)
+
+
+def settings_facts(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that a training's result depends on."""
+    return settings.model_dump(mode="json", exclude={"checkpoint_s", "cpus_per_worker", "device"})
 
 
 def baselines(spec: ModelSpec) -> dict[str, ModelSpec]:

@@ -7,9 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mmbm_core.errors import RunError
 from mmbm_core.saved import BUNDLE_FILE
-from pipelines.checks import check_cpus, check_installed, check_output, check_rows
+from pipelines.checks import check_cpus, check_installed, check_output, check_rows, make_work
 from pipelines.dataset import Wanted, deal_inputs, index_set, open_set
 from pipelines.features import default_cache
 from pipelines.fit import fit
@@ -58,10 +57,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
     places = Places(storage=storage, work=f"{output}.training", cache=cache, features=features)
     check_output(storage, output, overwrite=request.overwrite)
     opened = _open(request)
-    try:
-        storage.makedirs(places.work)
-    except OSError as error:
-        raise RunError(f"can't write beside OUTPUT, {storage.uri(places.work)}: {error.strerror or error}") from error
+    make_work(storage, places.work)
     with output_lock(storage, places.work, say=say):
         try:
             plan = _plan(request, opened, places)

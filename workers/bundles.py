@@ -11,7 +11,7 @@ from mmbm_core.names import BUNDLE_FILE, model_names, split_part
 from mmbm_core.sample import Modality
 from mmbm_core.saved import read_bundle
 from workers.spec import fingerprint
-from workers.storage import open_location
+from workers.storage import Storage, open_location
 
 SIBLINGS = "siblings"
 """Folder of a bundle with those that were trained beside it: other seeds, baselines."""
@@ -41,6 +41,13 @@ def local_bundle(location: str, *, whole: bool = True) -> Iterator[Path]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(storage.read_bytes(entry.path))
         yield Path(temporary)
+
+
+def write_bundle(folder: Path, storage: Storage, target: str) -> None:
+    """Copy a local folder of a bundle, bundle.json last, which makes it one."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):
+        storage.write_bytes(f"{target}/{name.as_posix()}", (folder / name).read_bytes())
 
 
 def read_version(folder: Path) -> tuple[dict[str, Any], str]:

@@ -1,7 +1,7 @@
 """The sizes of a model that is smaller than its config says: kept beside its weights, put in place before they load.
 
-A pruned model is built as its config says and then cut: lists of layers to their length, layers to their shapes. So a
-pruned checkpoint needs no class of its own.
+A pruned model is built as its config says and then cut: lists to the layers that were kept, weights to their shapes. So
+a pruned checkpoint needs no class of its own.
 """
 
 import json
@@ -19,7 +19,8 @@ from mmbm_core.errors import UsageError
 
 LAYOUT_FILE = "layout.json"
 _PLACES = "mmbm_places"
-_PER_UNIT = ("bias", "running_mean", "running_var")
+PER_UNIT = ("bias", "running_mean", "running_var")
+"""Tensors of a layer beside its weight: a number for each unit that it makes."""
 
 
 class Layout(BaseModel):
@@ -39,9 +40,7 @@ def layout_of(module: nn.Module, *, leave: tuple[str, ...] = ()) -> Layout:
     Args:
         leave: beginnings of the names of modules that are left out.
     """
-    named = [(name, each) for name, each in module.named_modules() if not name.startswith(leave)] if leave else [
-        *module.named_modules()
-    ]  # fmt: skip
+    named = [(name, each) for name, each in module.named_modules() if not name.startswith(leave)]
     return Layout(
         layers={name: places(each) for name, each in named if isinstance(each, nn.ModuleList)},
         shapes={name: tuple(each.weight.shape) for name, each in named if _has_shape(each)},
@@ -66,8 +65,8 @@ def apply_layout(module: nn.Module, layout: Layout) -> None:
             raise UsageError(f"{LAYOUT_FILE} does not fit the model: {name} is {old} and can't become {shape}")
         if old == shape:
             continue
-        each.weight = nn.Parameter(each.weight.new_empty(shape), requires_grad=each.weight.requires_grad)
-        for part in _PER_UNIT:
+        replace_tensor(each, "weight", each.weight.new_empty(shape))
+        for part in PER_UNIT:
             if isinstance(tensor := getattr(each, part, None), Tensor):
                 replace_tensor(each, part, tensor.new_empty(shape[0]))
         tell_size(each)

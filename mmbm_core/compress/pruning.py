@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmbm_core.compress.layout import keep_layers, replace_tensor, tell_size
+from mmbm_core.compress.layout import PER_UNIT, keep_layers, replace_tensor, tell_size
 
 MULTIPLE = 8
 """Neurons and channels are kept in multiples of this, which vector units like."""
@@ -62,9 +61,6 @@ _FEED_FORWARDS: tuple[tuple[tuple[str, ...], str, int], ...] = (
     (("fc1",), "fc2", 1),
     (("linear1",), "linear2", 1),
     (("lin1",), "lin2", 1),
-    (("wi_0", "wi_1"), "wo", 1),
-    (("wi",), "wo", 1),
-    (("gate_proj", "up_proj"), "down_proj", 1),
     (("intermediate_dense",), "output_dense", 1),
     (("Wi",), "Wo", 2),
 )
@@ -82,10 +78,10 @@ def transformer_groups(module: nn.Module) -> list[Group]:
     """Heads and neurons of all attentions and feed-forward layers whose names are known, but not of models of other
     families."""
     found: list[Group] = []
-    unknown = tuple(f"{name}." for name, each in module.named_modules() if not _known(each))
-    for name, each in module.named_modules():
-        prefix = f"{name}." if name else ""
-        if prefix.startswith(unknown) or "." in unknown:
+    modules = {f"{name}." if name else "": each for name, each in module.named_modules()}
+    unknown = tuple(prefix for prefix, each in modules.items() if not _known(each))
+    for prefix, each in modules.items():
+        if prefix.startswith(unknown):
             continue
         for makers, reader, stacks in _ATTENTIONS:
             width = _head_width(each) if _has(each, *makers, reader) else None
@@ -175,8 +171,6 @@ class Importance:
         if module.weight.grad is None:
             return torch.zeros(units)
         product = (module.weight.grad * module.weight).float().cpu()
-        if getattr(module, "groups", 1) > 1:  # depthwise: channel i reads unit i
-            return product.flatten(1).sum(1)
         return product.transpose(0, 1).flatten(1).sum(1).view(slot.stacks, units, slot.block).sum((0, 2))
 
     def units(self, group: Group) -> Tensor:
@@ -214,8 +208,7 @@ def sizes_for(module: nn.Module, groups: Sequence[Group], *, share: float) -> Si
 
 def _rounded(group: Group, share: float) -> int:
     """A share of a group's units, in its multiple; at least 8, or one head."""
-    least = min(group.units, max(group.multiple, 1))
-    return min(group.units, max(least, round(group.units * share / group.multiple) * group.multiple))
+    return min(group.units, max(group.multiple, round(group.units * share / group.multiple) * group.multiple))
 
 
 def prune(module: nn.Module, importance: Importance, sizes: Sizes) -> None:
@@ -250,9 +243,9 @@ def keep_units(module: nn.Module, group: Group, kept: Tensor) -> None:
 
 def _parts(module: nn.Module, reads: bool) -> Iterator[tuple[str, int]]:
     """Tensors of a layer, with the dimension that units lie along."""
-    if reads and getattr(module, "groups", 1) == 1 and not isinstance(module, _BatchNorm):
+    if reads:
         yield "weight", 1
         return
-    for part in ("weight", "bias", "running_mean", "running_var"):
+    for part in ("weight", *PER_UNIT):
         if isinstance(getattr(module, part, None), Tensor):
             yield part, 0

@@ -27,7 +27,7 @@ def finish_network(network: nn.Module, folder: Path, *, cut: bool, int8: bool, l
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in network.state_dict().items():  # transformers renames weights when it saves some models
-        if not (leave and name.startswith(leave)) and (not tensor.numel() or tensor.data_ptr() not in seen):
+        if not name.startswith(leave) and (not tensor.numel() or tensor.data_ptr() not in seen):
             seen.add(tensor.data_ptr())
             state[name] = tensor.detach().cpu().contiguous().clone()
     packed = pack(state, network) if int8 else state

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from mmbm_core.bundle import load_bundle
 from mmbm_core.errors import RunError, UsageError
 from mmbm_core.saved import load_model, read_bundle
 from pipelines import compress as compress_module
-from pipelines.compress import CompressRequest, CompressSettings, _timed_rows
+from pipelines.compress import CompressRequest, CompressSettings
 from tests.training import LABEL, TEXT, color_recipe, color_rows, fit_here, recipe, write_rows
 from workers import speed as speed_module
 from workers.speed import SpeedActor, summary
+from workers.training import worker
 
 Do = Callable[..., Any]
 
@@ -52,17 +54,17 @@ def compress(here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Do:
 def _speed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timed in this process; models this small are no faster when they are smaller, so the figures are set."""
 
-    def race(source: Any, location: str) -> Any:
+    def race(original: str, location: str, rows: Any) -> Any:
         speeds, kernels = [], []
-        for bundle, per_s in ((source.location, 1.0), (location, 2.0)):
-            timed = SpeedActor.__ray_metadata__.modified_class(bundle, _timed_rows(source)[:4], threads=1)  # type: ignore[attr-defined]
+        for bundle, per_s in ((original, 1.0), (location, 2.0)):
+            timed = SpeedActor.__ray_metadata__.modified_class(bundle, rows[:4], threads=1)  # type: ignore[attr-defined]
             told = summary([timed.time_round()], timed.peak_mib())
             assert all(value > 0 for value in told.values())
             speeds.append(told | {"per_s": per_s})
             kernels.append(timed.kernels())
         return speeds, kernels
 
-    monkeypatch.setattr(compress_module, "_race", race)
+    monkeypatch.setattr(compress_module, "race", race)
 
 
 def _fused() -> Any:
@@ -204,6 +206,19 @@ def test_a_run_goes_on_where_it_was(
     assert [s["share"] for s in read_bundle(tmp_path / "small")["compression"]["steps"]] == [0.7, 0.4]
 
 
+@contextmanager
+def _dying_in_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The run ends once the model is cut."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise RunError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_train_model", die)
+        with pytest.raises(RunError, match="killed"):
+            yield
+
+
 def test_a_pruned_model_survives_the_death_of_its_training(
     train: Do,
     compress: Do,
@@ -212,8 +227,6 @@ def test_a_pruned_model_survives_the_death_of_its_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The units that stay are chosen once."""
-    from workers.training import worker
-
     train(_fused(), colors)
     chosen: list[Any] = []
     real = worker.cut_model
@@ -222,14 +235,9 @@ def test_a_pruned_model_survives_the_death_of_its_training(
         real(*args)
         chosen.append(args)
 
-    def die(*_: Any, **__: Any) -> None:
-        raise RunError("killed")
-
     monkeypatch.setattr(worker, "cut_model", counted)
-    with monkeypatch.context() as patched:
-        patched.setattr(worker, "_train_model", die)
-        with pytest.raises(RunError, match="killed"):
-            compress(colors)
+    with _dying_in_training(monkeypatch):
+        compress(colors)
     compress(colors)
     assert len(chosen) == 1
 
@@ -238,17 +246,10 @@ def test_what_another_run_left_is_not_taken(
     train: Do, compress: Do, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of another bundle that was killed has the same OUTPUT."""
-    from workers.training import worker
-
     train(_fused(), colors)
 
-    def die(*_: Any, **__: Any) -> None:
-        raise RunError("killed")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(worker, "_train_model", die)
-        with pytest.raises(RunError, match="killed"):
-            compress(colors)
+    with _dying_in_training(monkeypatch):
+        compress(colors)
     train(recipe({"image": IMAGE}, {"color": {**LABEL, "inputs": {"image": "image"}}}), colors, overwrite=True)
     compress(colors)
     assert set(load_model(tmp_path / "small")[0].encoders) == {"image"}

@@ -11,7 +11,7 @@ from mmbm_core.compress.pruning import Importance, prune, sizes_for
 from mmbm_core.model import Batch, Model
 from mmbm_core.saved import BUNDLE_FILE, load_model, save_model
 from mmbm_core.spec import ModelSpec
-from workers.bundles import local_bundle
+from workers.bundles import local_bundle, write_bundle
 from workers.storage import open_location
 
 NUM_BATCHES = 40
@@ -94,8 +94,5 @@ def keep_cut(model: Model, cut: Cut) -> None:
     """Write a model that was cut, so that a run that is killed goes on with the same one."""
     storage, kept = open_location(cut.kept)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        save_model(model, folder, facts={})
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):
-            storage.write_bytes(f"{kept}/{name}", (folder / name).read_bytes())
+        save_model(model, Path(temporary), facts={})
+        write_bundle(Path(temporary), storage, kept)

@@ -26,7 +26,7 @@ from mmbm_core.model import Batch, Model
 from mmbm_core.sample import Modality
 from mmbm_core.saved import BUNDLE_FILE, save_model
 from mmbm_core.spec import EncoderConfig, ModelSpec
-from workers.bundles import SIBLINGS
+from workers.bundles import SIBLINGS, write_bundle
 from workers.storage import Storage
 from workers.training.batches import BatchMaker, Columns
 from workers.training.checkpoint import CHECKPOINT
@@ -269,6 +269,4 @@ def _write(plan: TrainingPlan, job: Job, model: Model, outcome: Outcome, result:
         save_model(model, folder, facts=facts)
         if job.cut is not None and job.cut.onnx:
             export_bundle(folder)
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        for name in sorted(files, key=lambda path: path.name == BUNDLE_FILE):  # which makes it one
-            plan.storage.write_bytes(f"{plan.folder}/{job.bundle}/{name}", (folder / name).read_bytes())
+        write_bundle(folder, plan.storage, f"{plan.folder}/{job.bundle}")
